@@ -1,0 +1,1 @@
+"""jaxroute: request routing for LLM serving, simulated and trained in JAX."""

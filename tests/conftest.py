@@ -1,0 +1,25 @@
+"""Settings shared by all tests: two CPU devices, strict dtype and rank promotion, a persistent compile cache."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The real traces and prompts, which only a development checkout has beside it."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("../shared/data is not here: real traces are not shipped with the repository")
+    return SHARED / "data"
