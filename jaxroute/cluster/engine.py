@@ -1,0 +1,254 @@
+"""One instance between two router actions: engine steps end and start at their own times, in continuous time."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxroute.cluster import clock
+from jaxroute.cluster.admit import admit, can_admit
+from jaxroute.cluster.config import ClusterConfig, Scheduler
+from jaxroute.cluster.lanes import repeat_while
+from jaxroute.cluster.ledger import empty_ledger
+from jaxroute.cluster.preempt import Demand, chunk_blocks, crossings, preempt_until_it_fits
+from jaxroute.cluster.queue import empty_queue
+from jaxroute.cluster.retire import end_step
+from jaxroute.cluster.slots import empty_slots, join_decode
+from jaxroute.cluster.step_time import step_time
+from jaxroute.types import (
+    EMPTY,
+    NEVER,
+    EngineState,
+    EngineStep,
+    InstanceParams,
+    PartialPrefill,
+    StepLog,
+    Time,
+    Workload,
+)
+
+
+def idle_engine(config: ClusterConfig, requests: int) -> EngineState:
+    """An instance with nothing to do; `requests` is N, for the ledger."""
+    zero, no = jnp.int32(0), jnp.bool_(False)
+    step = EngineStep(
+        busy=no,
+        end=clock.at_step(zero),
+        decodes=no,
+        first_order=zero,
+        emits=zero,
+        first_tokens=zero,
+        first_prompt_tokens=zero,
+    )
+    return EngineState(
+        slots=empty_slots(config.slots),
+        queue=empty_queue(config.queue_capacity),
+        step=step,
+        partial=PartialPrefill(slot=jnp.int32(EMPTY), kv=zero, left=zero, output_left=zero, first_prompt_tokens=zero),
+        running=zero,
+        decode_count=zero,
+        next_finish=jnp.int32(NEVER),
+        used_blocks=zero,
+        phases=jnp.zeros(config.phases, jnp.int32),
+        context=zero,
+        admissions=zero,
+        in_flight_tokens=zero,
+        awaiting_first=zero,
+        awaiting_prompt_tokens=zero,
+        finished=zero,
+        preemptions=zero,
+        recomputed_tokens=zero,
+        overflow=no,
+        stuck=no,
+        overrun=no,
+        ledger=empty_ledger(config.slots, requests) if config.records else None,
+    )
+
+
+def advance(
+    config: ClusterConfig, params: InstanceParams, workload: Workload, state: EngineState, now: jax.Array, dt: jax.Array
+) -> tuple[EngineState, StepLog | None]:
+    """Runs one instance through the router interval `now`.
+
+    Args:
+      config: static sizes.
+      params: the instance (every leaf []).
+      workload: the requests.
+      state: the instance at the start of the interval, the router's action applied.
+      now: [] int32.
+      dt: [] float32, seconds.
+
+    Returns:
+      The instance at the end of the interval, and its engine steps where records are kept.
+    """
+    log = _empty_log(config.max_steps_per_interval) if config.records else None
+    Carry = tuple[jax.Array, EngineState, StepLog | None]
+
+    def wanted(carry: Carry) -> jax.Array:
+        count, engine, _ = carry
+        return _has_event(engine, now) & (count < config.max_steps_per_interval)
+
+    def body(carry: Carry) -> Carry:
+        count, engine, steps = carry
+        return count + 1, *engine_step(config, params, workload, engine, now, dt, count, steps)
+
+    _, state, log = repeat_while(wanted, body, (jnp.int32(0), state, log))
+    return state.replace(overrun=state.overrun | _has_event(state, now)), log
+
+
+def engine_step(
+    config: ClusterConfig,
+    params: InstanceParams,
+    workload: Workload,
+    state: EngineState,
+    now: jax.Array,
+    dt: jax.Array,
+    row: jax.Array,
+    log: StepLog | None,
+) -> tuple[EngineState, StepLog | None]:
+    """Ends the step in progress if it ends in interval `now`, and starts the next: finish, schedule, execute.
+
+    An instance to which nothing happens in the interval any more is left as it is. `row` is where the step goes in
+    the log.
+    """
+    ends = state.step.busy & (state.step.end.step <= now)
+    start = clock.select(ends, state.step.end, clock.at_step(now))
+    state = end_step(params, state, ends, dt)
+    starts = ~state.step.busy & ~state.stuck & ((state.running > 0) | (state.queue.count > 0))
+
+    # Scheduling. Prefill-first admits before it looks at the running requests; the others do the reverse.
+    prefill_first = params.scheduler == Scheduler.PREFILL_FIRST
+    prefills_only = prefill_first & can_admit(config, params, workload, state, params.max_num_batched_tokens)
+    decodes = starts & ~prefills_only
+    demand = _demand(params, state)
+    state, demand = preempt_until_it_fits(config, params, workload, state, demand, decodes)
+    decode_seqs = jnp.where(decodes, _decoding(state), 0)
+    context = jnp.where(decodes, state.context, 0)
+    chunk = jnp.where(decodes, demand.chunk, 0)
+    chunk_kv = state.partial.kv
+    decode_count = state.decode_count + decodes.astype(jnp.int32)
+    first_prompt = state.partial.first_prompt_tokens
+    state, completed = _compute_running(params, state, demand, decodes, decode_count)
+    first_prompt = jnp.where(completed, first_prompt, 0)
+    first_order = state.admissions << config.slot_bits
+    state, admitted = admit(
+        config,
+        params,
+        workload,
+        state,
+        budget=params.max_num_batched_tokens - decode_seqs - chunk,
+        decode_count=decode_count,
+        start=start,
+        allowed=starts & (prefills_only | (~prefill_first & (demand.preempted == 0))),
+    )
+    state = state.replace(decode_count=decode_count)
+
+    # Execution.
+    prefill_tokens = admitted.tokens + chunk
+    chunk_float = chunk.astype(jnp.float32)
+    duration = step_time(
+        params,
+        prefill_tokens=prefill_tokens,
+        prefill_squares=admitted.squares + chunk_float**2,
+        prefill_times_kv=chunk_float * chunk_kv.astype(jnp.float32),
+        decode_seqs=decode_seqs,
+        context_tokens=context,
+    )
+    runs = starts & (prefill_tokens + decode_seqs > 0)
+    cut = (state.partial.slot >= 0) & (admitted.count > 0)
+    new_step = EngineStep(
+        busy=runs,
+        end=clock.later(start, jnp.where(runs, duration, 0), dt),
+        decodes=decodes,
+        first_order=first_order,
+        emits=decode_seqs + completed.astype(jnp.int32) + admitted.count - cut.astype(jnp.int32),
+        first_tokens=admitted.first_tokens + (first_prompt > 0).astype(jnp.int32),
+        first_prompt_tokens=admitted.first_prompt_tokens + first_prompt,
+    )
+    state = state.replace(
+        step=jax.tree.map(lambda one, other: jnp.where(runs, one, other), new_step, state.step),
+        stuck=state.stuck | (starts & ~runs),
+    )
+    return state, _log_step(log, row, start, duration, runs, prefill_tokens, decode_seqs, demand.preempted)
+
+
+def _has_event(state: EngineState, now: jax.Array) -> jax.Array:
+    ends = state.step.busy & (state.step.end.step <= now)
+    return ends | (~state.step.busy & (state.queue.count > 0) & ~state.stuck)
+
+
+def _decoding(state: EngineState) -> jax.Array:
+    return state.running - (state.partial.slot >= 0).astype(jnp.int32)
+
+
+def _demand(params: InstanceParams, state: EngineState) -> Demand:
+    has_partial = state.partial.slot >= 0
+    left_of_budget = params.max_num_batched_tokens - _decoding(state)
+    chunk = jnp.where(has_partial, jnp.minimum(state.partial.left, left_of_budget), 0)
+    return Demand(
+        blocks=crossings(params, state, state.decode_count) + chunk_blocks(params, state, chunk),
+        chunk=chunk,
+        preempted=jnp.int32(0),
+    )
+
+
+def _compute_running(
+    params: InstanceParams, state: EngineState, demand: Demand, decodes: jax.Array, decode_count: jax.Array
+) -> tuple[EngineState, jax.Array]:
+    """Computes the running requests' tokens; also says whether the partial prefill completes ([] bool)."""
+    one = decodes.astype(jnp.int32)
+    partial = state.partial
+    completed = decodes & (partial.slot >= 0) & (demand.chunk == partial.left)
+    known = partial.kv + partial.left
+    state = state.replace(
+        used_blocks=state.used_blocks + one * demand.blocks,
+        context=state.context + one * _decoding(state),
+        partial=partial.replace(
+            slot=jnp.where(completed, EMPTY, partial.slot),
+            kv=partial.kv + one * demand.chunk,
+            left=partial.left - one * demand.chunk,
+        ),
+    )
+    state = join_decode(
+        params,
+        state,
+        slot=jnp.maximum(partial.slot, 0),
+        known_tokens=known,
+        output_left=partial.output_left,
+        decode_count=decode_count,
+        wanted=completed,
+    )
+    return state, completed
+
+
+def _empty_log(rows: int) -> StepLog:
+    return StepLog(
+        start_offset=jnp.zeros(rows, jnp.float32),
+        duration=jnp.zeros(rows, jnp.float32),
+        prefill_tokens=jnp.zeros(rows, jnp.int32),
+        decode_seqs=jnp.zeros(rows, jnp.int32),
+        preemptions=jnp.zeros(rows, jnp.int32),
+    )
+
+
+def _log_step(
+    log: StepLog | None,
+    row: jax.Array,
+    start: Time,
+    duration: jax.Array,
+    runs: jax.Array,
+    prefill_tokens: jax.Array,
+    decode_seqs: jax.Array,
+    preemptions: jax.Array,
+) -> StepLog | None:
+    if log is None:
+        return None
+    target = jnp.where(runs, row, log.duration.shape[0])
+    entry = StepLog(
+        start_offset=start.offset,
+        duration=duration,
+        prefill_tokens=prefill_tokens,
+        decode_seqs=decode_seqs,
+        preemptions=preemptions,
+    )
+    return jax.tree.map(lambda rows, value: rows.at[target].set(value, mode="drop"), log, entry)

@@ -1,0 +1,162 @@
+"""From profiles to the arrays and sizes of a fleet, with every check that can be made before a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxroute.cluster.config import SCHEDULERS, Batching, ClusterConfig
+from jaxroute.errors import InputError
+from jaxroute.profiles import COEFFICIENTS, StepProfile
+from jaxroute.types import ClusterParams, InstanceParams
+
+MOST_STEPS_PER_INTERVAL = 256
+DEFAULT_SCRAPE_S = 0.1
+
+
+def make_params(
+    profiles: Sequence[StepProfile],
+    schedulers: Sequence[str],
+    *,
+    dt: float = 0.02,
+    scrape_s: float = DEFAULT_SCRAPE_S,
+) -> ClusterParams:
+    """The parameters of a fleet, one profile and one scheduler name for each of its I instances.
+
+    Args:
+      profiles: I profiles.
+      schedulers: I names out of `SCHEDULERS`.
+      dt: router interval, seconds.
+      scrape_s: time between two scrapes of the servers' metrics, seconds, rounded to whole intervals (at least one).
+
+    Raises:
+      InputError: an unknown scheduler, or a dt or scrape_s that is not a positive number.
+    """
+    if len(profiles) == 0 or len(profiles) != len(schedulers):
+        raise InputError(f"a fleet needs one scheduler for each profile: {len(profiles)} and {len(schedulers)} given")
+    if unknown := sorted(set(schedulers) - set(SCHEDULERS)):
+        raise InputError(f"unknown scheduler {unknown[0]!r}; known: {', '.join(SCHEDULERS)}")
+    for name, value in (("dt", dt), ("scrape_s", scrape_s)):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value!r}, must be a finite number of seconds above 0")
+    seconds = {
+        name: jnp.asarray([p.coefficients_ms[name] / 1e3 for p in profiles], jnp.float32) for name in COEFFICIENTS
+    }
+    limits = {
+        name: jnp.asarray([getattr(p, name) for p in profiles], jnp.int32)
+        for name in ("kv_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens")
+    }
+    instances = InstanceParams(
+        **seconds,
+        **limits,
+        frontend_s=jnp.asarray([p.frontend_ms / 1e3 for p in profiles], jnp.float32),
+        scheduler=jnp.asarray([int(SCHEDULERS[name]) for name in schedulers], jnp.int32),
+        grad1=jnp.asarray([p.grad1 for p in profiles], jnp.float32),
+        grad2=jnp.asarray([p.grad2 for p in profiles], jnp.float32),
+    )
+    return ClusterParams(
+        instances=instances, dt=jnp.float32(dt), scrape_period=jnp.int32(max(1, round(scrape_s / dt)))
+    )
+
+
+def make_config(
+    profiles: Sequence[StepProfile],
+    *,
+    queue_capacity: int,
+    dt: float = 0.02,
+    batching: str = "fcfs",
+    records: bool = False,
+    slots: int | None = None,
+) -> ClusterConfig:
+    """The static sizes that the profiles need.
+
+    Args:
+      profiles: of all instances that will ever run under this configuration.
+      queue_capacity: Q; a request that is dispatched when an instance already holds Q others overflows.
+      dt: router interval, seconds.
+      batching: a `Batching` by value.
+      records: whether to keep per-request records and the log of engine steps.
+      slots: S; by default the largest `max_num_seqs`.
+
+    Raises:
+      InputError: unknown batching order, too few slots or places, a dt that a profile cannot honour.
+    """
+    orders = [order.value for order in Batching]
+    if batching not in orders:
+        raise InputError(f"unknown batching order {batching!r}; known: {', '.join(orders)}")
+    most_seqs = max(p.max_num_seqs for p in profiles)
+    if slots is not None and slots < most_seqs:
+        raise InputError(f"slots is {slots}, but a profile runs up to max_num_seqs = {most_seqs} sequences; raise slots")
+    slots = most_seqs if slots is None else slots
+    if queue_capacity < 1:
+        raise InputError(f"queue_capacity is {queue_capacity}, must be at least 1")
+    return ClusterConfig(
+        slots=slots,
+        queue_capacity=queue_capacity,
+        phases=max(p.block_size for p in profiles),
+        max_steps_per_interval=max(steps_per_interval(p, dt) for p in profiles),
+        batching=Batching(batching),
+        records=records,
+    )
+
+
+def steps_per_interval(profile: StepProfile, dt: float) -> int:
+    """Engine steps that can end in one half-open interval of `dt` seconds, or start in it, at the most.
+
+    Raises:
+      InputError: more than `MOST_STEPS_PER_INTERVAL`: the profile cannot honour this dt.
+    """
+    # The engine's float32 arithmetic may come out an ulp short, hence the margin.
+    count = math.ceil(dt * 1e3 / profile.shortest_step_ms * (1 + 1e-5))
+    if count > MOST_STEPS_PER_INTERVAL:
+        largest = MOST_STEPS_PER_INTERVAL * profile.shortest_step_ms / 1e3
+        raise InputError(
+            f"profile {profile.name}: its shortest step is {profile.shortest_step_ms:.3g} ms, so dt = {dt} s could "
+            f"hold {count} of them; lower dt to {largest:.2g} s or less, or raise W, h or v"
+        )
+    return count
+
+
+def check_requests_fit(
+    prompt_tokens: np.ndarray, output_tokens: np.ndarray, profile: StepProfile, scheduler: str, source: str
+) -> None:
+    """Checks that each request alone can run to its end on a server, preempted or not.
+
+    Raises:
+      InputError: names the first request that never could, and the limit in its way.
+    """
+    most = prompt_tokens + output_tokens - 1
+    capacity = profile.kv_blocks
+    if scheduler == "prefill-first":
+        capacity -= profile.kv_blocks // 100
+    _reject(
+        -(-most // profile.block_size) > capacity,
+        f"does not fit in the KV cache of {profile.name} ({capacity * profile.block_size} usable tokens); "
+        "raise --kv-tokens, or leave it out with --overlong drop",
+        prompt_tokens,
+        output_tokens,
+        source,
+    )
+    if scheduler != "chunked":
+        _reject(
+            most > profile.max_num_batched_tokens,
+            f"could need a prefill of prompt + output - 1 tokens, over max_num_batched_tokens = "
+            f"{profile.max_num_batched_tokens} of {profile.name}; raise that, use --scheduler chunked, "
+            "or leave it out with --overlong drop",
+            prompt_tokens,
+            output_tokens,
+            source,
+        )
+
+
+def _reject(
+    bad: np.ndarray, reason: str, prompt_tokens: np.ndarray, output_tokens: np.ndarray, source: str
+) -> None:
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(
+            f"{source}: request {row} ({prompt_tokens[row]} prompt + {output_tokens[row]} output tokens) {reason}"
+        )

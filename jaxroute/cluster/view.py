@@ -1,0 +1,60 @@
+"""What the router can know of the fleet: its own dispatches and streams, and the metrics it last scraped."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxroute.cluster import clock
+from jaxroute.cluster.config import ClusterConfig
+from jaxroute.cluster.fleet import is_full
+from jaxroute.types import ClusterParams, ClusterState, EngineState, RouterView, Workload
+
+
+def router_view(
+    config: ClusterConfig, params: ClusterParams, workload: Workload, state: ClusterState
+) -> RouterView:
+    """The view at the start of interval `state.now`.
+
+    Every field is a count of what the router itself sent and saw stream back, a prediction it was given, or a scraped
+    metric of a known age. True output lengths enter only through what has already been streamed.
+    """
+    engines = state.engines
+    head = jnp.minimum(state.dispatched, workload.prompt_tokens.shape[0] - 1)
+    has_head = state.dispatched < state.arrived
+    arrival = clock.Time(step=workload.arrival.step[head], offset=workload.arrival.offset[head])
+    head_wait = clock.seconds_between(arrival, clock.at_step(state.now), params.dt)
+    return RouterView(
+        now=state.now,
+        dt=params.dt,
+        queue_length=state.arrived - state.dispatched,
+        head_prompt_tokens=jnp.where(has_head, workload.prompt_tokens[head], 0),
+        head_predicted_bucket=jnp.where(has_head, workload.predicted_bucket[head], 0),
+        head_predicted_tokens=jnp.where(has_head, workload.predicted_tokens[head], 0),
+        head_wait=jnp.where(has_head, head_wait, 0),
+        dispatched=state.dispatched,
+        in_flight=engines.running + engines.queue.count,
+        in_flight_tokens=engines.in_flight_tokens,
+        awaiting_first=engines.awaiting_first,
+        awaiting_prompt_tokens=engines.awaiting_prompt_tokens,
+        predicted_tokens_left=jax.vmap(_predicted_tokens_left)(engines),
+        full=is_full(config, engines),
+        kv_tokens=params.instances.kv_blocks * params.instances.block_size,
+        max_num_seqs=params.instances.max_num_seqs,
+        scraped_running=state.scrape.running,
+        scraped_waiting=state.scrape.waiting,
+        scraped_kv_usage=state.scrape.kv_usage,
+        scraped_age=(state.now - state.scrape.step).astype(jnp.float32) * params.dt,
+    )
+
+
+def _predicted_tokens_left(engine: EngineState) -> jax.Array:
+    """Sum over the requests of one instance of predicted less streamed tokens, no term below 0."""
+    slots = engine.slots
+    slot = jnp.arange(slots.order.shape[0], dtype=jnp.int32)
+    # The step in progress is already in `decode_count`, but its tokens have not been streamed yet.
+    in_step = engine.step.busy & (engine.step.decodes | (slots.order >= engine.step.first_order))
+    left = slots.finish_at - engine.decode_count + in_step.astype(jnp.int32)
+    left = jnp.where(slot == engine.partial.slot, engine.partial.output_left, left)
+    terms = jnp.where(slots.order >= 0, jnp.maximum(left + slots.bias, 0), 0)
+    return jnp.sum(terms, dtype=jnp.int32) + engine.queue.predicted_left

@@ -1,0 +1,65 @@
+"""From a request table on the host to the arrays that the simulator reads."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxroute.errors import InputError
+from jaxroute.types import Time, Workload
+from jaxroute.workload.prediction import Prediction
+from jaxroute.workload.table import RequestTable
+
+LATEST_STEP = 2**30
+
+
+def to_device(table: RequestTable, prediction: Prediction, *, dt: float, size: int | None = None) -> Workload:
+    """The workload of a table.
+
+    Args:
+      table: the requests.
+      prediction: what the router is told of their output lengths.
+      dt: router interval, seconds.
+      size: N, padding the table; by default its length.
+
+    Raises:
+      InputError: the table is longer than `size`, or an arrival is too late for the int32 interval count.
+    """
+    count = len(table)
+    size = count if size is None else size
+    if count > size:
+        raise InputError(f"{table.name}: {count} requests do not fit in a workload of {size}")
+    if table.arrival_s[-1] / dt > LATEST_STEP:
+        raise InputError(f"{table.name}: the last arrival is {table.arrival_s[-1]:.0f} s, too late for dt = {dt} s")
+    step, offset, visible = _arrival_steps(table.arrival_s, dt)
+
+    def column(values: np.ndarray, fill: int) -> jnp.ndarray:
+        padded = np.full(size, fill, np.int32)
+        padded[:count] = values
+        return jnp.asarray(padded)
+
+    offsets = np.zeros(size, np.float32)
+    offsets[:count] = offset
+    return Workload(
+        arrival=Time(step=column(step, LATEST_STEP), offset=jnp.asarray(offsets)),
+        visible_step=column(visible, LATEST_STEP),
+        prompt_tokens=column(table.prompt_tokens, 1),
+        output_tokens=column(table.output_tokens, 1),
+        predicted_bucket=column(prediction.bucket, 0),
+        predicted_tokens=column(prediction.tokens, 1),
+        task=column(table.task, 0),
+        num_requests=jnp.int32(count),
+    )
+
+
+def _arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Interval and offset of each arrival, and the first interval whose start is not before it.
+
+    An arrival within a nanosecond of the start of an interval counts as on it: decimal times are no float64 multiples.
+    """
+    nearest = np.round(arrival_s / dt)
+    on_border = np.abs(arrival_s - nearest * dt) <= 1e-9
+    step = np.where(on_border, nearest, np.floor(arrival_s / dt))
+    offset = np.where(on_border, 0.0, np.clip(arrival_s - step * dt, 0.0, np.nextafter(np.float32(dt), np.float32(0))))
+    visible = np.where(on_border, step, step + 1)
+    return step.astype(np.int64), offset.astype(np.float32), visible.astype(np.int64)

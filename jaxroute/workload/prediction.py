@@ -1,0 +1,78 @@
+"""What the router is told of output lengths: a bucket for each request, right or wrong by a stated model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxroute.errors import InputError
+from jaxroute.workload.table import RequestTable
+
+DEFAULT_EDGES = (1, 32, 64, 128, 256, 512, 1024)
+"""Lower edges, in output tokens, of the default buckets: geometric, the last one open."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Predicted output lengths of N requests.
+
+    Attributes:
+      bucket: [N] int64, predicted bucket.
+      tokens: [N] int64, output tokens that stand for the predicted bucket.
+    """
+
+    bucket: np.ndarray
+    tokens: np.ndarray
+
+
+def predict(table: RequestTable, model: str, *, seed: int, edges: tuple[int, ...] = DEFAULT_EDGES) -> Prediction:
+    """Predicts the bucket of each request by an error model.
+
+    Args:
+      table: the requests.
+      model: `oracle` (the true bucket), `none` (one value for all: the mean output length), or a number such as
+        `0.8`: the true bucket with that probability, else one of its neighbours.
+      seed: of the errors.
+      edges: lower edges of the buckets, ascending, the first <= 1.
+
+    Raises:
+      InputError: an unknown model.
+    """
+    true = bucket_of(table.output_tokens, edges)
+    stands_for = representatives(table.output_tokens, true, len(edges))
+    if model == "oracle":
+        return Prediction(true, stands_for[true])
+    if model == "none":
+        mean = np.full(len(table), max(1, round(float(table.output_tokens.mean()))))
+        return Prediction(bucket_of(mean, edges), mean)
+    accuracy = _accuracy(model)
+    rng = np.random.default_rng([seed, 0x70726564])
+    neighbour = true + rng.choice([-1, 1], size=len(true))
+    off_the_end = (neighbour < 0) | (neighbour >= len(edges))
+    neighbour = np.where(off_the_end, 2 * true - neighbour, neighbour)
+    bucket = np.where(rng.random(len(true)) < accuracy, true, neighbour)
+    return Prediction(bucket, stands_for[bucket])
+
+
+def bucket_of(output_tokens: np.ndarray, edges: tuple[int, ...]) -> np.ndarray:
+    """[N] int64, bucket of each output length."""
+    return np.searchsorted(np.asarray(edges), output_tokens, side="right") - 1
+
+
+def representatives(output_tokens: np.ndarray, bucket: np.ndarray, buckets: int) -> np.ndarray:
+    """[B] int64, the mean output length of each bucket; of an empty one, the overall mean."""
+    sums = np.bincount(bucket, weights=output_tokens, minlength=buckets)
+    counts = np.bincount(bucket, minlength=buckets)
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), output_tokens.mean())
+    return np.maximum(1, np.round(means)).astype(np.int64)
+
+
+def _accuracy(model: str) -> float:
+    try:
+        accuracy = float(model)
+    except ValueError:
+        accuracy = -1.0
+    if not 0 <= accuracy <= 1:
+        raise InputError(f"prediction {model!r}: must be oracle, none or a probability such as 0.8")
+    return accuracy
