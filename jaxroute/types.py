@@ -40,6 +40,7 @@ class Workload:
       output_tokens: [N] int32, the truth, hidden from the router.
       predicted_bucket: [N] int32, predicted output-length bucket.
       predicted_tokens: [N] int32, output tokens that stand for the predicted bucket.
+      predicted_upper: [N] int32, most output tokens of the predicted bucket.
       task: [N] int32.
       num_requests: [] int32.
     """
@@ -50,6 +51,7 @@ class Workload:
     output_tokens: jax.Array
     predicted_bucket: jax.Array
     predicted_tokens: jax.Array
+    predicted_upper: jax.Array
     task: jax.Array
     num_requests: jax.Array
 
@@ -347,6 +349,7 @@ class RouterView:
       head_prompt_tokens: [] int32, of the first of them (0 in an empty queue).
       head_predicted_bucket: [] int32.
       head_predicted_tokens: [] int32, output tokens that stand for the bucket.
+      head_predicted_upper: [] int32, most output tokens of the bucket.
       head_wait: [] float32, seconds since the head arrived.
       dispatched: [] int32, requests dispatched so far.
       in_flight: [I] int32, dispatched and unfinished requests.
@@ -356,7 +359,7 @@ class RouterView:
       predicted_tokens_left: [I] int32, sum of predicted less streamed output tokens, no term below 0.
       full: [I] bool, instances that can take no request.
       kv_tokens: [I] int32, capacity of the KV cache (`vllm:cache_config_info`).
-      max_num_seqs: [I] int32.
+      profile: the servers' profiles, which the operator has measured; every leaf [I].
       scraped_running, scraped_waiting: [I] int32.
       scraped_kv_usage: [I] float32 in [0, 1].
       scraped_age: [] float32, seconds since the scrape.
@@ -368,6 +371,7 @@ class RouterView:
     head_prompt_tokens: jax.Array
     head_predicted_bucket: jax.Array
     head_predicted_tokens: jax.Array
+    head_predicted_upper: jax.Array
     head_wait: jax.Array
     dispatched: jax.Array
     in_flight: jax.Array
@@ -377,7 +381,7 @@ class RouterView:
     predicted_tokens_left: jax.Array
     full: jax.Array
     kv_tokens: jax.Array
-    max_num_seqs: jax.Array
+    profile: InstanceParams
     scraped_running: jax.Array
     scraped_waiting: jax.Array
     scraped_kv_usage: jax.Array

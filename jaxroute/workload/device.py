@@ -47,13 +47,16 @@ def to_device(table: RequestTable, prediction: Prediction, *, dt: float, size: i
         output_tokens=column(table.output_tokens, 1),
         predicted_bucket=column(prediction.bucket, 0),
         predicted_tokens=column(prediction.tokens, 1),
+        predicted_upper=column(prediction.upper, 1),
         task=column(table.task, 0),
         num_requests=jnp.int32(count),
     )
 
 
 def _arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Interval and offset of each arrival, and the first interval whose start is not before it.
+    """Interval and offset of each arrival, and the first interval in which it can be the head of the queue.
+
+    Rows in another order than that of arrival (a replay of given dispatches) become visible in the order of the rows.
 
     An arrival within a nanosecond of the start of an interval counts as on it: decimal times are no float64 multiples.
     """
@@ -61,5 +64,5 @@ def _arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.nda
     on_border = np.abs(arrival_s - nearest * dt) <= 1e-9
     step = np.where(on_border, nearest, np.floor(arrival_s / dt))
     offset = np.where(on_border, 0.0, np.clip(arrival_s - step * dt, 0.0, np.nextafter(np.float32(dt), np.float32(0))))
-    visible = np.where(on_border, step, step + 1)
+    visible = np.maximum.accumulate(np.where(on_border, step, step + 1))
     return step.astype(np.int64), offset.astype(np.float32), visible.astype(np.int64)

@@ -20,10 +20,12 @@ class Prediction:
     Attributes:
       bucket: [N] int64, predicted bucket.
       tokens: [N] int64, output tokens that stand for the predicted bucket.
+      upper: [N] int64, most output tokens of the predicted bucket.
     """
 
     bucket: np.ndarray
     tokens: np.ndarray
+    upper: np.ndarray
 
 
 def predict(table: RequestTable, model: str, *, seed: int, edges: tuple[int, ...] = DEFAULT_EDGES) -> Prediction:
@@ -41,18 +43,20 @@ def predict(table: RequestTable, model: str, *, seed: int, edges: tuple[int, ...
     """
     true = bucket_of(table.output_tokens, edges)
     stands_for = representatives(table.output_tokens, true, len(edges))
+    # The last bucket is open: its longest request closes it.
+    most = np.append(np.asarray(edges[1:]) - 1, max(edges[-1], int(table.output_tokens.max())))
     if model == "oracle":
-        return Prediction(true, stands_for[true])
+        return Prediction(true, stands_for[true], most[true])
     if model == "none":
         mean = np.full(len(table), max(1, round(float(table.output_tokens.mean()))))
-        return Prediction(bucket_of(mean, edges), mean)
+        return Prediction(bucket_of(mean, edges), mean, np.full_like(mean, table.output_tokens.max()))
     accuracy = _accuracy(model)
     rng = np.random.default_rng([seed, 0x70726564])
     neighbour = true + rng.choice([-1, 1], size=len(true))
     off_the_end = (neighbour < 0) | (neighbour >= len(edges))
     neighbour = np.where(off_the_end, 2 * true - neighbour, neighbour)
     bucket = np.where(rng.random(len(true)) < accuracy, true, neighbour)
-    return Prediction(bucket, stands_for[bucket])
+    return Prediction(bucket, stands_for[bucket], most[bucket])
 
 
 def bucket_of(output_tokens: np.ndarray, edges: tuple[int, ...]) -> np.ndarray:
