@@ -39,7 +39,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def request_columns(result: RunResult) -> dict[str, Sequence[object] | np.ndarray]:
+def request_columns(result: RunResult) -> dict[str, np.ndarray]:
     """The columns of the per-request file, each [N]; times are in seconds, NaN where a request has no such value."""
     table, records = result.table, result.records
     return {
@@ -57,7 +57,7 @@ def request_columns(result: RunResult) -> dict[str, Sequence[object] | np.ndarra
         "preemptions": records.preemptions,
         "instance_wait_s": metrics.instance_wait_s(result),
         "recomputed_tokens": records.recomputed_tokens,
-        "task": [table.task_names[index] for index in table.task],
+        "task": np.asarray(table.task_names)[table.task],
     }
 
 
@@ -71,7 +71,7 @@ def write_requests_csv(result: RunResult, path: str | Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(zip(*(map(_field, values) for values in columns.values()), strict=True))
+        writer.writerows(zip(*(map(_field, values.tolist()) for values in columns.values()), strict=True))
 
 
 def write_summary_json(summaries: Sequence[Summary], settings: Mapping[str, object], path: str | Path) -> None:

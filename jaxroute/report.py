@@ -61,7 +61,7 @@ def _change(quantity: str, name: str) -> Column:
     def value(summary: Summary, reference: Summary) -> float:
         return relative_change_percent(getattr(summary, name), getattr(reference, name))
 
-    return Column(quantity, "vs ref %", value, _fixed("+z.1f"))
+    return Column(quantity, "Δ %", value, _fixed("+z.1f"))
 
 
 def _milliseconds(quantity: str, statistic: str, name: str) -> Column:
@@ -94,7 +94,7 @@ FLEET_COLUMNS = (
 def comparison_table(summaries: Sequence[Summary]) -> Group:
     """Two stacked rich tables, latency and fleet, one row per policy, the best of each column highlighted.
 
-    They fit into 120 terminal columns where no policy's name is longer than 29 characters.
+    They fit into 120 terminal columns; a policy's name that leaves no room for the numbers is folded.
 
     Raises:
       InputError: no summaries, or summaries of different workloads.
@@ -103,7 +103,7 @@ def comparison_table(summaries: Sequence[Summary]) -> Group:
     latency = _rich_table(summaries, reference, LATENCY_COLUMNS)
     latency.title = f"{reference.workload}: {reference.count:,} requests, {len(reference.action_share)} instances"
     fleet = _rich_table(summaries, reference, FLEET_COLUMNS)
-    fleet.caption = f"ref = {reference.policy}; the best of each column is highlighted"
+    fleet.caption = f"Δ: change against {reference.policy}; the best of each column is highlighted"
     return Group(latency, fleet)
 
 
@@ -115,7 +115,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     """
     reference = _checked_reference(summaries)
     tables = [_markdown(summaries, reference, columns) for columns in (LATENCY_COLUMNS, FLEET_COLUMNS)]
-    return "\n\n".join([*tables, f"ref = {reference.policy}; the best of each column is in bold."]) + "\n"
+    return "\n\n".join([*tables, f"Δ: change against {reference.policy}; the best of each column is in bold."]) + "\n"
 
 
 def fill(column: Column, summaries: Sequence[Summary], reference: Summary) -> Cells:
@@ -137,8 +137,8 @@ def _checked_reference(summaries: Sequence[Summary]) -> Summary:
 
 
 def _rich_table(summaries: Sequence[Summary], reference: Summary, columns: Sequence[Column]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", caption_justify="left")
-    table.add_column("\npolicy", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", caption_justify="left")
+    table.add_column("\npolicy", overflow="fold")
     for column in columns:
         table.add_column(f"{column.quantity}\n{column.statistic}", justify="right", no_wrap=True)
     filled = [fill(column, summaries, reference) for column in columns]

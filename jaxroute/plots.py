@@ -1,0 +1,210 @@
+"""Runs -> pictures. Every function returns a matplotlib Figure of its own, so no display and no pyplot state is needed.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; a policy is a colour and a line style, given in
+the order of the runs, so the same list of policies looks the same in every picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from jaxroute import metrics
+from jaxroute.errors import InputError
+from jaxroute.output import atomic_path
+from jaxroute.results import RunResult, Timeline
+
+DPI = 150
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+SKY, VERMILLION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#8A8A8A"
+POLICY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
+LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+MAX_POINTS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class StepKind:
+    """A kind of engine step: how it is called and drawn, and which steps of a timeline are of it ([K] mask)."""
+
+    label: str
+    colour: str
+    mask: Callable[[Timeline], np.ndarray]
+
+
+STEP_KINDS = (
+    StepKind("prefill only", ORANGE, lambda t: (t.step_prefill_tokens > 0) & (t.step_decode_seqs == 0)),
+    StepKind("decode only", SKY, lambda t: t.step_prefill_tokens == 0),
+    StepKind("prefill + decode", PURPLE, lambda t: (t.step_prefill_tokens > 0) & (t.step_decode_seqs > 0)),
+)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes the figure as PNG (150 dpi), whole or not at all.
+
+    Raises:
+      OSError: the folder is missing or cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def latency_cdf(results: Sequence[RunResult]) -> Figure:
+    """Share of requests answered within a time: E2E and TTFT side by side, one line per policy, log x in seconds."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    quantities = (("end-to-end latency (s)", metrics.e2e_s), ("time to first token (s)", metrics.ttft_s))
+    for axes, (label, quantity) in zip(panels, quantities, strict=True):
+        for index, result in enumerate(results):
+            seconds, share = _distribution(quantity(result))
+            axes.plot(seconds, share, drawstyle="steps-post", lw=1.8, label=result.policy, **_line_style(index))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_ylim(0, 1.01)
+        _tidy(axes, xlabel=label)
+    panels[0].set_ylabel("share of requests")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def queue_lengths(result: RunResult) -> Figure:
+    """Requests at the router, and running and waiting at each instance, over time in seconds; panels share x.
+
+    Raises:
+      InputError: the run has no timeline.
+    """
+    timeline = _timeline(result)
+    count = result.instances
+    figure = Figure(figsize=(10, 1.4 + 1.05 * (count + 1)), layout="constrained")
+    router, *panels = figure.subplots(count + 1, 1, sharex=True)
+    time_s, queue, running, waiting = _thinned(timeline)
+    router.fill_between(time_s, queue, step="post", color=VERMILLION, lw=0, label="held at the router")
+    router.set_ylabel("router")
+    for instance, axes in enumerate(panels):
+        total = running[:, instance] + waiting[:, instance]
+        axes.fill_between(time_s, running[:, instance], step="post", color=SKY, lw=0, label="running")
+        axes.fill_between(time_s, running[:, instance], total, step="post", color=ORANGE, lw=0, label="waiting")
+        axes.set_ylim(0, 1.05 * max(1, (running + waiting).max()))
+        axes.set_ylabel(f"instance {instance}")
+    router.set_ylim(0, 1.05 * max(1, queue.max()))
+    for axes in (router, *panels):
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        _tidy(axes)
+    panels[-1].set_xlim(time_s[0], time_s[-1])
+    panels[-1].set_xlabel("time (s)")
+    figure.supylabel("requests")
+    handles, labels = router.get_legend_handles_labels()
+    more_handles, more_labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles + more_handles, labels + more_labels, loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def step_timeline(result: RunResult, start_s: float, end_s: float) -> Figure:
+    """Every engine step that touches [start_s, end_s): one lane per instance, a bar as wide and as tall as the step.
+
+    The width is the step's place in time (s), the height its duration (ms), so that a tall bar is a TBT spike for all
+    that decode at the instance; the colour is what the step ran, and a triangle marks a step that preempted.
+
+    Raises:
+      InputError: the run has no timeline, or the window is empty.
+    """
+    timeline = _timeline(result)
+    if not start_s < end_s:
+        raise InputError(f"the window from {start_s} s to {end_s} s is empty: give an end after the start")
+    figure = Figure(figsize=(10, 1.4 + 1.05 * result.instances), layout="constrained")
+    lanes = figure.subplots(result.instances, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    shown = (timeline.step_start_s < end_s) & (timeline.step_start_s + timeline.step_duration_s > start_s)
+    for instance, axes in enumerate(lanes):
+        _draw_steps(axes, timeline, shown & (timeline.step_instance == instance))
+        axes.set_ylabel(f"instance {instance}")
+        _tidy(axes)
+    longest_ms = 1e3 * timeline.step_duration_s[shown].max(initial=1e-3)
+    lanes[0].set(xlim=(start_s, end_s), ylim=(0, 1.25 * longest_ms))
+    lanes[0].yaxis.set_major_locator(MaxNLocator(4))
+    lanes[-1].set_xlabel("time (s)")
+    figure.supylabel("step duration (ms)")
+    handles: list[object] = [Patch(color=kind.colour, label=kind.label) for kind in STEP_KINDS]
+    handles += lanes[0].lines
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def policy_comparison(results: Sequence[RunResult]) -> Figure:
+    """Mean and 99th percentile of the E2E latency (s, log x) of each policy, the lowest mean on top."""
+    summaries = sorted(map(metrics.summarise, results), key=lambda summary: summary.e2e_mean_s, reverse=True)
+    figure = Figure(figsize=(8, 1.3 + 0.3 * len(summaries)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(summaries))
+    means = np.array([summary.e2e_mean_s for summary in summaries])
+    tails = np.array([summary.e2e_p99_s for summary in summaries])
+    axes.hlines(rows, means, tails, color=GREY, lw=1.2, zorder=1)
+    axes.plot(means, rows, "o", color=BLUE, ms=7, label="mean")
+    axes.plot(tails, rows, "D", color=VERMILLION, ms=6, label="99th percentile")
+    for row, mean, tail in zip(rows, means, tails, strict=True):
+        axes.annotate(f"{mean:.3g}", (mean, row), (-8, 0), textcoords="offset points", ha="right", va="center")
+        axes.annotate(f"{tail:.3g}", (tail, row), (8, 0), textcoords="offset points", ha="left", va="center")
+    axes.set_xscale("log")
+    axes.set_xlim(means.min() / 1.4, max(means.max(), tails.max()) * 1.4)
+    axes.set_yticks(rows, [summary.policy for summary in summaries])
+    axes.set_ylim(-0.6, len(summaries) - 0.4)
+    _tidy(axes, xlabel="end-to-end latency (s)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _draw_steps(axes: Axes, timeline: Timeline, shown: np.ndarray) -> None:
+    """One rectangle per shown step, a collection per kind, and a triangle over each that preempted."""
+    for kind in STEP_KINDS:
+        steps = shown & kind.mask(timeline)
+        left, width = timeline.step_start_s[steps], timeline.step_duration_s[steps]
+        x = np.stack([left, left, left + width, left + width], axis=1)
+        y = np.outer(1e3 * width, [0, 1, 1, 0])
+        bars = PolyCollection(np.stack([x, y], axis=2), facecolor=kind.colour, edgecolor="white", lw=0.3)
+        axes.add_collection(bars, autolim=False)
+    preempting = shown & (timeline.step_preemptions > 0)
+    middle = timeline.step_start_s[preempting] + timeline.step_duration_s[preempting] / 2
+    top = 1e3 * timeline.step_duration_s[preempting]
+    axes.plot(middle, top, linestyle="", marker=7, ms=6, color=BLACK, label="preempts")
+
+
+def _timeline(result: RunResult) -> Timeline:
+    if result.timeline is None:
+        raise InputError(f"{result.policy}: the run has no timeline: simulate with the timeline recorded")
+    return result.timeline
+
+
+def _distribution(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values in order and the share of all that each one reaches, thinned to at most `MAX_POINTS`."""
+    seconds = np.sort(seconds)
+    share = np.arange(1, len(seconds) + 1) / len(seconds)
+    kept = np.unique(np.linspace(0, len(seconds) - 1, MAX_POINTS).astype(int))
+    return seconds[kept], share[kept]
+
+
+def _thinned(timeline: Timeline) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Time, router queue, running and waiting, each the largest of its bin where there are over `MAX_POINTS` intervals."""
+    width = -(-len(timeline.time_s) // MAX_POINTS)
+    starts = np.arange(0, len(timeline.time_s), width)
+    largest = (np.maximum.reduceat(x, starts) for x in (timeline.router_queue, timeline.running, timeline.waiting))
+    queue, running, waiting = largest
+    return timeline.time_s[starts], queue, running, waiting
+
+
+def _line_style(index: int) -> dict[str, object]:
+    colours = len(POLICY_COLOURS)
+    return {"color": POLICY_COLOURS[index % colours], "linestyle": LINE_STYLES[index // colours % len(LINE_STYLES)]}
+
+
+def _tidy(axes: Axes, xlabel: str | None = None) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(True, color="#E4E4E4", lw=0.7)
+    if xlabel:
+        axes.set_xlabel(xlabel)
