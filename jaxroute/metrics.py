@@ -34,7 +34,7 @@ class Summary:
       makespan_s: last finish minus first arrival.
       preemptions: preemptions, all requests together.
       recomputed_tokens: computed KV tokens that preemptions threw away, all requests together.
-      load_imbalance: the most prompt + output tokens that one instance served over the mean of the instances; 1 is even.
+      load_imbalance: most prompt + output tokens that one instance served over the instances' mean; 1 is even.
       throughput_tokens_per_s: output tokens over the makespan.
       action_share: [I] fraction of the requests that each instance got.
     """
@@ -91,7 +91,7 @@ def router_wait_s(result: RunResult) -> np.ndarray:
 
 
 def instance_wait_s(result: RunResult) -> np.ndarray:
-    """Time in the instance's own queue, [N] seconds from dispatch to the engine step that first admitted the request."""
+    """Time in the instance's own queue, [N] seconds from dispatch to the step that first admitted the request."""
     return result.records.start_s - result.records.dispatch_s
 
 

@@ -7,15 +7,18 @@ the order of the runs, so the same list of policies looks the same in every pict
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from jaxroute import metrics
 from jaxroute.errors import InputError
@@ -28,6 +31,7 @@ SKY, VERMILLION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#8A8A8A"
 POLICY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MAX_POINTS = 2000
+MAX_OUTLINED_STEPS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,12 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format="png", dpi=DPI)
 
 
+def policy_line_style(index: int) -> dict[str, Any]:
+    """Colour and line style of the policy at a place in the list; 28 places look different."""
+    colours = len(POLICY_COLOURS)
+    return {"color": POLICY_COLOURS[index % colours], "linestyle": LINE_STYLES[index // colours % len(LINE_STYLES)]}
+
+
 def latency_cdf(results: Sequence[RunResult]) -> Figure:
     """Share of requests answered within a time: E2E and TTFT side by side, one line per policy, log x in seconds."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -64,13 +74,13 @@ def latency_cdf(results: Sequence[RunResult]) -> Figure:
     for axes, (label, quantity) in zip(panels, quantities, strict=True):
         for index, result in enumerate(results):
             seconds, share = _distribution(quantity(result))
-            axes.plot(seconds, share, drawstyle="steps-post", lw=1.8, label=result.policy, **_line_style(index))
+            axes.plot(seconds, share, drawstyle="steps-post", lw=1.8, label=result.policy, **policy_line_style(index))
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(0, 1.01)
+        _label_log_axis(axes)
         _tidy(axes, xlabel=label)
     panels[0].set_ylabel("share of requests")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, handlelength=2.8)
     return figure
 
 
@@ -82,24 +92,24 @@ def queue_lengths(result: RunResult) -> Figure:
     """
     timeline = _timeline(result)
     count = result.instances
-    figure = Figure(figsize=(10, 1.4 + 1.05 * (count + 1)), layout="constrained")
+    figure = Figure(figsize=_stack_size(count + 1), layout="constrained")
     router, *panels = figure.subplots(count + 1, 1, sharex=True)
-    time_s, queue, running, waiting = _thinned(timeline)
+    time_s, queue, running, waiting = _thinned(timeline, result.dt_s)
     router.fill_between(time_s, queue, step="post", color=VERMILLION, lw=0, label="held at the router")
-    router.set_ylabel("router")
+    _name_panel(router, "router")
     for instance, axes in enumerate(panels):
         total = running[:, instance] + waiting[:, instance]
         axes.fill_between(time_s, running[:, instance], step="post", color=SKY, lw=0, label="running")
         axes.fill_between(time_s, running[:, instance], total, step="post", color=ORANGE, lw=0, label="waiting")
         axes.set_ylim(0, 1.05 * max(1, (running + waiting).max()))
-        axes.set_ylabel(f"instance {instance}")
+        _name_panel(axes, f"instance {instance}")
     router.set_ylim(0, 1.05 * max(1, queue.max()))
     for axes in (router, *panels):
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         _tidy(axes)
     panels[-1].set_xlim(time_s[0], time_s[-1])
     panels[-1].set_xlabel("time (s)")
-    figure.supylabel("requests")
+    figure.supylabel("requests", fontsize="medium")
     handles, labels = router.get_legend_handles_labels()
     more_handles, more_labels = panels[0].get_legend_handles_labels()
     figure.legend(handles + more_handles, labels + more_labels, loc="outside upper center", ncols=3, frameon=False)
@@ -118,20 +128,21 @@ def step_timeline(result: RunResult, start_s: float, end_s: float) -> Figure:
     timeline = _timeline(result)
     if not start_s < end_s:
         raise InputError(f"the window from {start_s} s to {end_s} s is empty: give an end after the start")
-    figure = Figure(figsize=(10, 1.4 + 1.05 * result.instances), layout="constrained")
+    figure = Figure(figsize=_stack_size(result.instances), layout="constrained")
     lanes = figure.subplots(result.instances, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     shown = (timeline.step_start_s < end_s) & (timeline.step_start_s + timeline.step_duration_s > start_s)
+    dense = np.count_nonzero(shown) > MAX_OUTLINED_STEPS * result.instances
     for instance, axes in enumerate(lanes):
-        _draw_steps(axes, timeline, shown & (timeline.step_instance == instance))
-        axes.set_ylabel(f"instance {instance}")
+        _draw_steps(axes, timeline, shown & (timeline.step_instance == instance), outlined=not dense)
+        _name_panel(axes, f"instance {instance}")
         _tidy(axes)
     longest_ms = 1e3 * timeline.step_duration_s[shown].max(initial=1e-3)
     lanes[0].set(xlim=(start_s, end_s), ylim=(0, 1.25 * longest_ms))
-    lanes[0].yaxis.set_major_locator(MaxNLocator(4))
+    lanes[0].yaxis.set_major_locator(MaxNLocator(4 if result.instances <= 6 else 2))
     lanes[-1].set_xlabel("time (s)")
-    figure.supylabel("step duration (ms)")
+    figure.supylabel("step duration (ms)", fontsize="medium")
     handles: list[object] = [Patch(color=kind.colour, label=kind.label) for kind in STEP_KINDS]
-    handles += lanes[0].lines
+    handles.append(Line2D([], [], linestyle="", marker="v", color=BLACK, label="preempts"))
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
@@ -148,30 +159,39 @@ def policy_comparison(results: Sequence[RunResult]) -> Figure:
     axes.plot(means, rows, "o", color=BLUE, ms=7, label="mean")
     axes.plot(tails, rows, "D", color=VERMILLION, ms=6, label="99th percentile")
     for row, mean, tail in zip(rows, means, tails, strict=True):
-        axes.annotate(f"{mean:.3g}", (mean, row), (-8, 0), textcoords="offset points", ha="right", va="center")
-        axes.annotate(f"{tail:.3g}", (tail, row), (8, 0), textcoords="offset points", ha="left", va="center")
+        for value, offset, side in ((mean, -8, "right"), (tail, 8, "left")):
+            text = f"{value:#.3g}".rstrip(".")
+            axes.annotate(text, (value, row), (offset, 0), textcoords="offset points", ha=side, va="center")
+    low, high = means.min(), max(means.max(), tails.max())
+    margin = max(1.2, (high / low) ** 0.15)
     axes.set_xscale("log")
-    axes.set_xlim(means.min() / 1.4, max(means.max(), tails.max()) * 1.4)
+    axes.set_xlim(low / margin, high * margin)
+    _label_log_axis(axes)
     axes.set_yticks(rows, [summary.policy for summary in summaries])
     axes.set_ylim(-0.6, len(summaries) - 0.4)
     _tidy(axes, xlabel="end-to-end latency (s)")
+    axes.grid(False, axis="y")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
-def _draw_steps(axes: Axes, timeline: Timeline, shown: np.ndarray) -> None:
-    """One rectangle per shown step, a collection per kind, and a triangle over each that preempted."""
+def _draw_steps(axes: Axes, timeline: Timeline, shown: np.ndarray, outlined: bool) -> None:
+    """One rectangle per shown step, a collection per kind, and a triangle over each that preempted.
+
+    A white outline parts neighbouring steps; where they are a pixel wide it would hide them.
+    """
     for kind in STEP_KINDS:
         steps = shown & kind.mask(timeline)
         left, width = timeline.step_start_s[steps], timeline.step_duration_s[steps]
         x = np.stack([left, left, left + width, left + width], axis=1)
         y = np.outer(1e3 * width, [0, 1, 1, 0])
-        bars = PolyCollection(np.stack([x, y], axis=2), facecolor=kind.colour, edgecolor="white", lw=0.3)
+        edge = "white" if outlined else kind.colour
+        bars = PolyCollection(list(np.stack([x, y], axis=2)), facecolor=kind.colour, edgecolor=edge, lw=0.3)
         axes.add_collection(bars, autolim=False)
     preempting = shown & (timeline.step_preemptions > 0)
     middle = timeline.step_start_s[preempting] + timeline.step_duration_s[preempting] / 2
     top = 1e3 * timeline.step_duration_s[preempting]
-    axes.plot(middle, top, linestyle="", marker=7, ms=6, color=BLACK, label="preempts")
+    axes.plot(middle, top, linestyle="", marker=7, ms=6, color=BLACK)
 
 
 def _timeline(result: RunResult) -> Timeline:
@@ -188,18 +208,39 @@ def _distribution(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return seconds[kept], share[kept]
 
 
-def _thinned(timeline: Timeline) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Time, router queue, running and waiting, each the largest of its bin where there are over `MAX_POINTS` intervals."""
-    width = -(-len(timeline.time_s) // MAX_POINTS)
-    starts = np.arange(0, len(timeline.time_s), width)
-    largest = (np.maximum.reduceat(x, starts) for x in (timeline.router_queue, timeline.running, timeline.waiting))
-    queue, running, waiting = largest
-    return timeline.time_s[starts], queue, running, waiting
+def _thinned(timeline: Timeline, dt_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Edges in seconds [t + 1], then router queue [t + 1], running and waiting [t + 1, I] from each edge on.
+
+    Over `MAX_POINTS` intervals are binned and the largest of each bin kept; the last edge, where the run ends, repeats
+    the last bin.
+    """
+    count = len(timeline.time_s)
+    starts = np.arange(0, count, -(-count // MAX_POINTS))
+    bins = [np.maximum.reduceat(x, starts) for x in (timeline.router_queue, timeline.running, timeline.waiting)]
+    queue, running, waiting = (np.concatenate([x, x[-1:]]) for x in bins)
+    return np.append(timeline.time_s[starts], timeline.time_s[-1] + dt_s), queue, running, waiting
 
 
-def _line_style(index: int) -> dict[str, object]:
-    colours = len(POLICY_COLOURS)
-    return {"color": POLICY_COLOURS[index % colours], "linestyle": LINE_STYLES[index // colours % len(LINE_STYLES)]}
+def _label_log_axis(axes: Axes) -> None:
+    """Plain numbers at the fewest round values that give the log x axis at least four labels."""
+    low, high = axes.get_xlim()
+    decades = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for multiples in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = np.outer(decades, multiples).ravel()
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if len(ticks) >= 4:
+            break
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _stack_size(panels: int) -> tuple[float, float]:
+    """Inches of a figure of stacked panels, which get lower where there are many."""
+    return 10, 1.4 + panels * min(1.05, max(0.5, 7 / panels))
+
+
+def _name_panel(axes: Axes, name: str) -> None:
+    axes.set_ylabel(name, rotation=0, ha="right", va="center")
 
 
 def _tidy(axes: Axes, xlabel: str | None = None) -> None:

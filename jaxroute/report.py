@@ -103,7 +103,7 @@ def comparison_table(summaries: Sequence[Summary]) -> Group:
     latency = _rich_table(summaries, reference, LATENCY_COLUMNS)
     latency.title = f"{reference.workload}: {reference.count:,} requests, {len(reference.action_share)} instances"
     fleet = _rich_table(summaries, reference, FLEET_COLUMNS)
-    fleet.caption = f"Δ: change against {reference.policy}; the best of each column is highlighted"
+    fleet.caption = f"{_note(reference)} is highlighted"
     return Group(latency, fleet)
 
 
@@ -115,7 +115,7 @@ def markdown_table(summaries: Sequence[Summary]) -> str:
     """
     reference = _checked_reference(summaries)
     tables = [_markdown(summaries, reference, columns) for columns in (LATENCY_COLUMNS, FLEET_COLUMNS)]
-    return "\n\n".join([*tables, f"Δ: change against {reference.policy}; the best of each column is in bold."]) + "\n"
+    return "\n\n".join([*tables, f"{_note(reference)} is in bold."]) + "\n"
 
 
 def fill(column: Column, summaries: Sequence[Summary], reference: Summary) -> Cells:
@@ -136,8 +136,14 @@ def _checked_reference(summaries: Sequence[Summary]) -> Summary:
     return reference_summary(summaries)
 
 
+def _note(reference: Summary) -> str:
+    return f"Δ: change of the column to its left against {reference.policy}; the best of each column"
+
+
 def _rich_table(summaries: Sequence[Summary], reference: Summary, columns: Sequence[Column]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", caption_justify="left"
+    )
     table.add_column("\npolicy", overflow="fold")
     for column in columns:
         table.add_column(f"{column.quantity}\n{column.statistic}", justify="right", no_wrap=True)

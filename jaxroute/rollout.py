@@ -106,3 +106,58 @@ def run_intervals(
 def stack_lanes(lane: Lane, count: int) -> Lane:
     """`count` copies of a lane, [E] leaves."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), lane)
+
+
+@partial(jax.jit, static_argnames=("config", "policy", "mesh", "chunk", "most_intervals"))
+def run_to_end(
+    config: ClusterConfig,
+    policy: Policy,
+    params: ClusterParams,
+    workloads: Workload,
+    lanes: Lane,
+    *,
+    mesh: jax.sharding.Mesh,
+    chunk: int,
+    most_intervals: int,
+) -> tuple[Lane, jax.Array]:
+    """Runs a batch of lanes, each with its own workload, until every request has finished; keeps no trace.
+
+    The lanes are spread over the devices of `mesh` and run in chunks small enough for a core's cache, the time loop
+    inside.
+
+    Args:
+      config: static sizes.
+      policy: decides in every lane.
+      params: the fleet, shared by the lanes.
+      workloads: [E] leaves.
+      lanes: [E] leaves; E is a multiple of devices times `chunk`.
+      mesh: one axis, `lanes`.
+      chunk: lanes that run side by side on one device.
+      most_intervals: where a run that does not end is cut off.
+
+    Returns:
+      The lanes at the end, and the intervals ([E] int32) that each was run for.
+    """
+
+    def one_chunk(chunked: tuple[Workload, Lane]) -> tuple[Lane, jax.Array]:
+        workload, lane = chunked
+
+        def unfinished(carry: tuple[Lane, jax.Array]) -> jax.Array:
+            now, count = carry
+            done = jax.vmap(fleet.all_finished)(workload, now.cluster)
+            return ~jnp.all(done) & (count < most_intervals)
+
+        def body(carry: tuple[Lane, jax.Array]) -> tuple[Lane, jax.Array]:
+            now, count = carry
+            step = jax.vmap(partial(interval, config, policy), in_axes=(None, 0, 0))
+            return step(params, workload, now)[0], count + 1
+
+        lane, count = jax.lax.while_loop(unfinished, body, (lane, jnp.int32(0)))
+        return lane, jnp.broadcast_to(count, (chunk,))
+
+    def one_device(workload: Workload, lane: Lane) -> tuple[Lane, jax.Array]:
+        split = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (workload, lane))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(one_chunk, split))
+
+    spread = jax.sharding.PartitionSpec("lanes")
+    return jax.shard_map(one_device, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)(workloads, lanes)

@@ -46,9 +46,7 @@ def one_token_result() -> RunResult:
     """`small_result` where every output is one token, yielded when the first token was."""
     result = small_result()
     records = dataclasses.replace(result.records, finish_s=result.records.first_token_s, max_gap_s=np.zeros(4))
-    return dataclasses.replace(
-        result, table=result.table.replace(output_tokens=np.ones(4, np.int64)), records=records
-    )
+    return dataclasses.replace(result, table=result.table.replace(output_tokens=np.ones(4, np.int64)), records=records)
 
 
 def small_timeline() -> Timeline:
@@ -70,7 +68,9 @@ def small_timeline() -> Timeline:
     )
 
 
-def queue_result(policy: str, *, requests: int = 500, rate: float = 24.0, instances: int = 4, seed: int = 0) -> RunResult:
+def queue_result(
+    policy: str, *, requests: int = 500, rate: float = 24.0, instances: int = 4, seed: int = 0
+) -> RunResult:
     """A crude chunked engine in front of a policy: queues, mixed steps and preemptions that look like real ones."""
     rng = np.random.default_rng(seed)
     table = RequestTable.create(
@@ -127,7 +127,7 @@ class _Fleet:
         if self.policy == "round-robin":
             return int(np.count_nonzero(~np.isnan(self.times["dispatch"]))) % self.instances
         if self.policy == "gated-central-queue":
-            return int(load.argmin()) if load.min() < 24 else -1
+            return int(load.argmin()) if load.min() < 12 else -1
         return int(load.argmin())
 
     def _dispatch(self, request: int, target: int, now: float) -> None:

@@ -1,0 +1,52 @@
+"""The command line, `jaxroute ...`: sets up JAX, hands over to a subcommand, turns bad input into one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one subcommand; exits with 2 on bad input."""
+    _set_up_jax()
+    # Imported late: the settings above have to come before the first import of jax.
+    import tyro
+    from rich.console import Console
+
+    from jaxroute.commands.bench import Bench
+    from jaxroute.commands.data import Data
+    from jaxroute.commands.profiles import Profiles
+    from jaxroute.commands.simulate import Simulate
+    from jaxroute.errors import InputError
+
+    commands = {"simulate": Simulate, "bench": Bench, "data": Data, "profiles": Profiles}
+    command = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="jaxroute", description="Request routing for LLM serving, simulated in JAX.", args=arguments
+    )
+    try:
+        command.run()
+    except InputError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"jaxroute: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("jaxroute: interrupted; nothing was written")
+        sys.exit(130)
+
+
+def _set_up_jax() -> None:
+    """One CPU device for each core, a persistent compile cache; whatever the user has set already stays."""
+    flag = "--xla_force_host_platform_device_count"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0))
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={cores}".strip()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxroute" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # distrax's backend warns about jax's own future at import; a user can do nothing about it.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="tensorflow_probability")
+
+
+if __name__ == "__main__":
+    main()

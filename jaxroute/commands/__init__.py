@@ -1,0 +1,1 @@
+"""The subcommands of `jaxroute`: options, what to run, what to print. One file each."""

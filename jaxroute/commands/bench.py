@@ -1,0 +1,107 @@
+"""`jaxroute bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxroute.bench import FULL, QUICK, Report, Row, Setting, run_bench
+from jaxroute.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure the simulator on this machine: speed, compile time, memory, and the ratio to plain Python.
+
+    Without sizes it runs a grid of them (2 to 3 minutes); any size given runs that one setting.
+    """
+
+    json: bool = False
+    """Print one JSON object instead of tables."""
+    quick: bool = False
+    """Only the main setting, with and without records."""
+    scheduler: str | None = None
+    """Scheduler of every instance: prefill-first, chunked or whole-prompt."""
+    instances: int | None = None
+    """I, instances of the fleet."""
+    envs: int | None = None
+    """E, environments side by side; a multiple of the number of devices, or fewer."""
+    profile: str | None = None
+    """Profile of every instance, by name or file."""
+    seed: int = 0
+    """Seed of the workloads."""
+    repeats: int = 3
+    """Timed runs of each setting; the best counts."""
+
+    def run(self) -> None:
+        """Runs it."""
+        report = None
+        console = Console(stderr=self.json)
+        with console.status("measuring"):
+            for result in run_bench(self._settings(), seed=self.seed, repeats=self.repeats):
+                if isinstance(result, Row):
+                    console.log(f"{_title(result)}: {result.env_steps_per_s:,.0f} env-steps/s")
+                else:
+                    report = result
+        if report is None:
+            return
+        if self.json:
+            print(json.dumps(dataclasses.asdict(report), indent=2))
+        else:
+            _show(report, console)
+
+    def _settings(self) -> tuple[Setting, ...]:
+        if self.repeats < 1:
+            raise InputError(f"--repeats is {self.repeats}, must be at least 1")
+        names = ("scheduler", "instances", "envs", "profile")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if not given:
+            return QUICK if self.quick else FULL
+        for name in ("instances", "envs"):
+            if given.get(name, 1) < 1:
+                raise InputError(f"--{name} is {given[name]}, must be at least 1")
+        if "instances" in given:
+            given["rate"] = 5.0 * min(given["instances"], 9)
+        return (Setting(**given), Setting(records=True, **given))
+
+
+def _title(row: Row) -> str:
+    records = ", records" if row.records else ""
+    return f"{row.profile}, {row.scheduler}, I={row.instances}, S={row.slots}, E={row.envs}{records}"
+
+
+def _show(report: Report, console: Console) -> None:
+    table = Table(title=f"jaxroute bench: {report.devices} x {report.device}, round robin in the loop, five-task")
+    for heading in ("profile", "scheduler", "I", "S", "E", "records"):
+        table.add_column(heading)
+    for heading in ("env-steps/s", "requests/s", "requests/CPU-s", "compile s", "KiB/env", "B/env-step", "bandwidth"):
+        table.add_column(heading, justify="right")
+    for row in report.rows:
+        table.add_row(
+            row.profile,
+            row.scheduler,
+            str(row.instances),
+            str(row.slots),
+            str(row.envs),
+            "yes" if row.records else "no",
+            f"{row.env_steps_per_s:,.0f}",
+            f"{row.requests_per_s:,.0f}",
+            f"{row.requests_per_cpu_s:,.0f}",
+            f"{row.compile_s:.1f}",
+            f"{row.memory_per_env_bytes / 1024:,.0f}",
+            f"{row.bytes_per_env_step:,.0f}",
+            f"{row.bandwidth_share:.0%}",
+        )
+    console.print(table)
+    console.print(f"memory bandwidth, measured: {report.memory_bytes_per_s / 1e9:.1f} GB/s")
+    if report.reference_requests_per_cpu_s is None:
+        console.print("plain-Python reference: not here (it is in tests/ of a checkout)")
+        return
+    with_records = "" if report.ratio_with_records is None else f", {report.ratio_with_records:.0f} with records"
+    console.print(
+        f"plain-Python reference: {report.reference_requests_per_cpu_s:,.0f} requests/CPU-s; "
+        f"ratio of the first row: {report.ratio:.0f}{with_records}"
+    )
