@@ -31,7 +31,7 @@ SKY, VERMILLION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#8A8A8A"
 POLICY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MAX_POINTS = 2000
-MAX_OUTLINED_STEPS = 300
+MAX_OUTLINED_STEPS = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def policy_line_style(index: int) -> dict[str, Any]:
 def latency_cdf(results: Sequence[RunResult]) -> Figure:
     """Share of requests answered within a time: E2E and TTFT side by side, one line per policy, log x in seconds."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
     quantities = (("end-to-end latency (s)", metrics.e2e_s), ("time to first token (s)", metrics.ttft_s))
     for axes, (label, quantity) in zip(panels, quantities, strict=True):
         for index, result in enumerate(results):
@@ -240,7 +240,7 @@ def _stack_size(panels: int) -> tuple[float, float]:
 
 
 def _name_panel(axes: Axes, name: str) -> None:
-    axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=12)
 
 
 def _tidy(axes: Axes, xlabel: str | None = None) -> None:

@@ -293,6 +293,10 @@ class RefFleet:
     def in_flight_tokens(self, i: int) -> int:
         return self._engines[i].in_flight_tokens
 
+    def awaiting_first(self, i: int) -> int:
+        engine = self._engines[i]
+        return sum(math.isnan(r.last_token_s) for r in (*engine.running, *engine.preempted, *engine.waiting))
+
 
 def simulate(
     requests: Sequence[RefRequest],

@@ -160,6 +160,11 @@ def test_prefill_first_admits_prompts_up_to_the_budget_in_order():
     assert steps(result) == [(0, 2, 0, 0, 1), (12, 5, 0, 0, 1), (27, 5, 0, 0, 2)]
 
 
+def test_the_budget_does_not_limit_decodes_in_prefill_first():
+    result = serve(engine("prefill-first", max_num_batched_tokens=2), (0, 2, 2), (0, 2, 2), (0, 2, 2))
+    assert steps(result) == [(0, 2, 0, 0, 1), (12, 2, 0, 0, 1), (24, 2, 0, 0, 1), (36, 0, 3, 0, 0)]
+
+
 # KV blocks at admission
 
 
@@ -223,6 +228,13 @@ def test_the_last_running_request_is_preempted_and_recomputed_as_one_prefill():
     assert (second.preemptions, second.recomputed_tokens) == (1, 7)
     assert (second.start_s, second.first_token_s) == (pytest.approx(0.016), pytest.approx(0.033))
     assert second.max_gap_s == pytest.approx(0.040)
+
+
+def test_generated_tokens_are_prefilled_in_chunks_too_when_recomputed():
+    # As above with a budget of 7 and the second's output cut to 3: its 8 known tokens take 7 + 1, all of them prefill.
+    result = serve(engine("chunked", kv_blocks=4, max_num_batched_tokens=7), (0, 6, 5), (0, 6, 3))
+    assert steps(result)[5:] == [(67, 7, 0, 0, 1), (84, 1, 0, 0, 0)]
+    assert result.records[1].finish_s == pytest.approx(0.095)
 
 
 def test_prefill_first_preempts_while_decoding_and_tries_admission_in_the_next_step():
@@ -348,8 +360,8 @@ def test_a_hold_keeps_the_whole_queue_and_ticks_without_a_queue_are_not_asked():
         calls.append((tick, index))
         return None if tick < 3 else 0
 
-    # 0.3 is 30 * 0.01 only within rounding; 0.4 s and 2 ns is too late for tick 40.
-    arrivals = 0.0, 0.0, 0.3, 0.4 + 2e-9
+    # Half a nanosecond late is in time for tick 30, two nanoseconds are too late for tick 40.
+    arrivals = 0.0, 0.0, 0.3 + 5e-10, 0.4 + 2e-9
     result = simulate([RefRequest(t, 4, 1) for t in arrivals], [engine("chunked")], router, 0.01)
     assert calls == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (30, 2), (41, 3)]
     assert [record.dispatch_s for record in result.records] == pytest.approx([0.03, 0.04, 0.30, 0.41])

@@ -1,0 +1,41 @@
+# Everything starts from nothing but python3: each target makes .venv first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint test-slow test-live bench constraints clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m jaxroute.demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+test-live: $(READY)
+	$(BIN)/python -m pytest -m live
+
+bench: $(READY)
+	$(BIN)/jaxroute bench
+
+# What was tested, pinned; run it after a deliberate upgrade of .venv.
+constraints: $(READY)
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info
