@@ -267,7 +267,7 @@ def _bytes_per_step(config: ClusterConfig, params: ClusterParams, workloads: Wor
     def one(workload: Workload, lane: Lane) -> Lane:
         return lane.replace(cluster=step(config, params, workload, lane.cluster, jnp.int32(0))[0])
 
-    single = jax.tree.map(lambda leaf: leaf[0], (workloads, lanes))
+    single = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (workloads, lanes))
     # Donated, so that what does not change is not counted as copied.
     program = jax.jit(one, donate_argnums=1).lower(*single).compile()
     cost = program.cost_analysis()
@@ -289,7 +289,8 @@ def _bytes_of(tree: object) -> int:
 
 
 def _mesh(devices: int) -> jax.sharding.Mesh:
-    return jax.make_mesh((devices,), ("lanes",), devices=jax.devices()[:devices])
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("lanes",), axis_types=auto, devices=jax.devices()[:devices])
 
 
 def _sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

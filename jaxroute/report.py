@@ -144,7 +144,7 @@ def _rich_table(summaries: Sequence[Summary], reference: Summary, columns: Seque
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", caption_justify="left"
     )
-    table.add_column("\npolicy", overflow="fold")
+    table.add_column("\npolicy", no_wrap=True)
     for column in columns:
         table.add_column(f"{column.quantity}\n{column.statistic}", justify="right", no_wrap=True)
     filled = [fill(column, summaries, reference) for column in columns]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxroute.cluster.config import ClusterConfig
-from jaxroute.cluster.params import DEFAULT_SCRAPE_S, check_requests_fit, make_config, make_params
+from jaxroute.cluster.params import DEFAULT_SCRAPE_S, check_requests_fit, longest_request, make_config, make_params
 from jaxroute.policies.assigned import Decisions
 from jaxroute.policies.bank import PolicyBank
 from jaxroute.policies.protocol import Policy
@@ -62,6 +62,11 @@ class Fleet:
         return make_config(
             self.profiles, queue_capacity=capacity, dt=self.dt, batching=self.batching, records=records
         )
+
+    @property
+    def longest_request(self) -> int:
+        """Prompt + output tokens of the longest request that every server can run."""
+        return min(longest_request(*each)[0] for each in zip(self.profiles, self.schedulers, strict=True))
 
     def check(self, table: RequestTable) -> None:
         """Checks that every request can run on every server.

@@ -120,43 +120,33 @@ def steps_per_interval(profile: StepProfile, dt: float) -> int:
     return count
 
 
+def longest_request(profile: StepProfile, scheduler: str) -> tuple[int, str]:
+    """Prompt + output tokens of the longest request that can run to its end alone, preempted or not.
+
+    Returns:
+      The tokens, and the limit that sets them, in words. The last output token needs no place in the KV cache.
+    """
+    blocks = profile.kv_blocks - (profile.kv_blocks // 100 if scheduler == "prefill-first" else 0)
+    in_cache = blocks * profile.block_size + 1
+    in_step = profile.max_num_batched_tokens + 1
+    if scheduler != "chunked" and in_step < in_cache:
+        return in_step, f"one step of max_num_batched_tokens = {profile.max_num_batched_tokens} (whole prefills)"
+    return in_cache, f"the KV cache of {blocks * profile.block_size} usable tokens"
+
+
 def check_requests_fit(
     prompt_tokens: np.ndarray, output_tokens: np.ndarray, profile: StepProfile, scheduler: str, source: str
 ) -> None:
-    """Checks that each request alone can run to its end on a server, preempted or not.
+    """Checks that each request alone can run to its end on a server.
 
     Raises:
-      InputError: names the first request that never could, and the limit in its way.
+      InputError: names the first request that never could, the limit in its way, and the remedy.
     """
-    most = prompt_tokens + output_tokens - 1
-    capacity = profile.kv_blocks
-    if scheduler == "prefill-first":
-        capacity -= profile.kv_blocks // 100
-    _reject(
-        -(-most // profile.block_size) > capacity,
-        f"does not fit in the KV cache of {profile.name} ({capacity * profile.block_size} usable tokens); "
-        "raise --kv-tokens, or leave it out with --overlong drop",
-        prompt_tokens,
-        output_tokens,
-        source,
-    )
-    if scheduler != "chunked":
-        _reject(
-            most > profile.max_num_batched_tokens,
-            f"could need a prefill of prompt + output - 1 tokens, over max_num_batched_tokens = "
-            f"{profile.max_num_batched_tokens} of {profile.name}; raise that, use --scheduler chunked, "
-            "or leave it out with --overlong drop",
-            prompt_tokens,
-            output_tokens,
-            source,
-        )
-
-
-def _reject(
-    bad: np.ndarray, reason: str, prompt_tokens: np.ndarray, output_tokens: np.ndarray, source: str
-) -> None:
+    longest, limit = longest_request(profile, scheduler)
+    bad = prompt_tokens + output_tokens > longest
     if bad.any():
         row = int(np.argmax(bad))
         raise InputError(
-            f"{source}: request {row} ({prompt_tokens[row]} prompt + {output_tokens[row]} output tokens) {reason}"
+            f"{source}: request {row} ({prompt_tokens[row]} prompt + {output_tokens[row]} output tokens) can never run "
+            f"on {profile.name}: it exceeds {limit}; use --overlong clip or drop, or raise that limit"
         )

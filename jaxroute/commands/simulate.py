@@ -15,11 +15,15 @@ from jaxroute import metrics
 from jaxroute.errors import InputError
 
 if TYPE_CHECKING:
+    from jaxroute.policies.assigned import Decisions
     from jaxroute.results import RunResult
     from jaxroute.simulate import Fleet
     from jaxroute.simulate import Progress as Report
     from jaxroute.workload.prediction import Prediction
     from jaxroute.workload.table import RequestTable
+
+TABLE_WIDTH = 130
+"""Columns of the tables where the output is no terminal."""
 
 PICTURE_SPAN_S = 20.0
 """Seconds of engine steps that one timeline picture shows."""
@@ -70,6 +74,10 @@ class Simulate:
     """What to do with requests that a server cannot hold: stop, cut the prompt, or leave them out."""
     scrape_s: float = 0.1
     """Time between two scrapes of the servers' metrics, seconds."""
+    heavy_prompt_s: float = 0.5
+    """A prompt of a synthetic set is heavy when its prefill alone takes this long, seconds."""
+    heavy_decode_s: float = 5.0
+    """A decode of a synthetic set is heavy when it alone takes this long, seconds."""
     pictures: bool = True
     """Draw the pictures."""
 
@@ -78,7 +86,7 @@ class Simulate:
         from jaxroute.policies import ASSIGNED, expand_names, heuristic
         from jaxroute.simulate import replay, simulate
 
-        console = Console()
+        console = table_console()
         names = expand_names([name.strip() for name in self.policy.split(",") if name.strip()])
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out {self.out}: is a file; give a folder")
@@ -136,10 +144,16 @@ class Simulate:
             seed=self.seed,
             arrivals=self.arrivals,
             cv=self.cv,
+            heavy_prompt_s=self.heavy_prompt_s,
+            heavy_decode_s=self.heavy_decode_s,
         )
-        table, limits = fit_to_context(table, min(fleet.longest_request()), self.overlong)
-        if limits.changed:
-            console.print(f"[yellow]{limits.text}[/]")
+        longest = [min(profile.max_model_len for profile in fleet.profiles)]
+        if self.overlong != "error":
+            longest.append(fleet.longest_request)
+        for limit in longest:
+            table, report = fit_to_context(table, limit, self.overlong)
+            if report.changed:
+                console.print(f"[yellow]{report.text}[/]")
         if table.mean_rate > 1 / self.dt:
             console.print(
                 f"[yellow]{table.name} brings {table.mean_rate:.0f} requests/s, but a router that acts every "
@@ -147,7 +161,7 @@ class Simulate:
             )
         return table, predict(table, self.prediction, seed=self.seed)
 
-    def _decisions(self, name: str, table: RequestTable):  # noqa: ANN202
+    def _decisions(self, name: str, table: RequestTable) -> Decisions:
         from jaxroute.policies import ASSIGNED
         from jaxroute.policies.assigned import read_decisions
 
@@ -178,6 +192,12 @@ class Simulate:
                 _draw(results, summaries, self.out)
         console.print(comparison_table(summaries))
         console.print(f"written to {self.out}")
+
+
+def table_console() -> Console:
+    """A console that is wide enough for the tables where nobody looks on (a file, a pipe)."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 def _spread(text: str, instances: int, option: str) -> list[str]:

@@ -124,7 +124,7 @@ class DedicatedSmallLarge:
 
 @dataclasses.dataclass(frozen=True)
 class MaxCapacity:
-    """Most free predicted KV capacity that fits the head, read once a second; holds while none fits.
+    """Most free KV capacity that fits the head and its predicted output, read once a second; holds while none fits.
 
     Between two readings the capacity falls by what the router itself sends. An instance with nothing in flight
     always fits.
@@ -142,7 +142,7 @@ class MaxCapacity:
         del key
         free, age = state
         due = age >= self.period_s
-        free = jnp.where(due, view.kv_tokens - view.in_flight_tokens - view.predicted_tokens_left, free)
+        free = jnp.where(due, view.kv_tokens - view.in_flight_tokens, free)
         size = view.head_prompt_tokens + view.head_predicted_tokens
         action = least(view, -free, (free >= size) | (view.in_flight == 0))
         free = free - size * is_sent(view, action)

@@ -65,6 +65,8 @@ def make_workload(
         raise InputError(f"--requests is {requests}, must be at least 1")
     if rate is not None:
         check_rate(rate)
+    if seed < 0:
+        raise InputError(f"--seed is {seed}, must be at least 0")
     if name_or_file == FIVE_TASK:
         count, speed = requests or FIVE_TASK_REQUESTS, rate or FIVE_TASK_RATE
         return five_task(count, speed, seed, arrivals=arrivals, cv=cv)

@@ -107,7 +107,7 @@ PUBLIC_TRACES = {
         ),
         PublicTrace(
             name="burstgpt-1",
-            what="two months of ChatGPT and GPT-4 requests through Azure OpenAI, arrivals to the second, failures included",
+            what="two months of ChatGPT and GPT-4 requests through Azure OpenAI, by the second, failures included",
             address=BURSTGPT + "BurstGPT_1.csv",
             licence="CC BY 4.0",
             citation=BURSTGPT_PAPER,
@@ -217,5 +217,6 @@ def _chunks(trace: PublicTrace, opener: Callable[[str], Any]) -> Iterator[bytes]
         ) from error
     if announced is not None and received != int(announced):
         raise InputError(
-            f"trace {trace.name}: only {received} of {announced} bytes came from {trace.address}; nothing was kept: try again"
+            f"trace {trace.name}: only {received} of {announced} bytes came from {trace.address}; "
+            "nothing was kept: try again"
         )

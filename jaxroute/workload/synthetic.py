@@ -72,7 +72,7 @@ def synthetic(
     Raises:
       InputError: an unknown set, or a server that cannot hold a heavy request.
     """
-    ranges = token_ranges(profile, heavy_prompt_s, heavy_decode_s)
+    ranges = token_ranges(profile, heavy_prompt_s, heavy_decode_s, has_both=name == "all-random")
     streams = np.random.default_rng([seed, 0x73796E74]).spawn(4)
     kind = _classes(name, requests, streams[1])
     heavy_prompt, heavy_decode = kind >= HL, kind % 2 == 1
@@ -83,12 +83,21 @@ def synthetic(
 
 
 def token_ranges(
-    profile: StepProfile, heavy_prompt_s: float = HEAVY_PROMPT_S, heavy_decode_s: float = HEAVY_DECODE_S
+    profile: StepProfile,
+    heavy_prompt_s: float = HEAVY_PROMPT_S,
+    heavy_decode_s: float = HEAVY_DECODE_S,
+    *,
+    has_both: bool = True,
 ) -> Ranges:
     """The ranges on a server, its limits respected.
 
+    Args:
+      profile: the server.
+      heavy_prompt_s, heavy_decode_s: thresholds, seconds.
+      has_both: whether a request can have a heavy prompt and a heavy decode.
+
     Raises:
-      InputError: the server cannot hold a heavy prompt with a heavy decode; names the limit.
+      InputError: the server cannot hold the longest kind of request; names the limit.
     """
     prompt = heavy_prompt_tokens(profile, heavy_prompt_s)
     decode = heavy_decode_tokens(profile, heavy_decode_s)
@@ -99,14 +108,15 @@ def token_ranges(
     }
     limit = min(limits, key=lambda each: limits[each])
     most = limits[limit]
-    if prompt + decode > most:
+    longest = prompt + decode if has_both else max(prompt + _light(decode)[1], _light(prompt)[1] + decode)
+    if longest > most:
         raise InputError(
-            f"profile {profile.name}: a heavy request of {prompt} prompt tokens ({heavy_prompt_s} s of prefill) and "
-            f"{decode} output tokens ({heavy_decode_s} s of decode) exceeds {limit} ({most} tokens); use another "
+            f"profile {profile.name}: with a heavy prompt of {prompt} tokens ({heavy_prompt_s} s of prefill) and a heavy "
+            f"decode of {decode} ({heavy_decode_s} s of decode) a request exceeds {limit} ({most} tokens); use another "
             "profile, or lower --heavy-prompt-s or --heavy-decode-s"
         )
-    # What the server can hold above the two thresholds is shared out in proportion.
-    stretch = min(HEAVY_MOST, most / (prompt + decode))
+    # What the server can hold above the thresholds is shared out in proportion.
+    stretch = min(HEAVY_MOST, most / longest)
     return Ranges(
         light_prompt=_light(prompt),
         heavy_prompt=(prompt, int(prompt * stretch)),
@@ -121,14 +131,18 @@ def heavy_prompt_tokens(profile: StepProfile, seconds: float) -> int:
 
 
 def heavy_decode_tokens(profile: StepProfile, seconds: float) -> int:
-    """The shortest output whose decode alone takes that long, its context growing from nothing."""
+    """The shortest output whose decode alone takes that long, its context growing from nothing.
+
+    The prefill yields the first token, so D output tokens take D - 1 decode steps.
+    """
     return _first(lambda tokens: _decode_ms(profile, tokens) >= seconds * 1e3, profile, "decode")
 
 
 def _decode_ms(profile: StepProfile, tokens: int) -> float:
     # The step time is linear in the context: the middle step stands for all.
-    first, last = profile.step_ms([], [1]), profile.step_ms([], [tokens])
-    return tokens * (first + last) / 2
+    steps = tokens - 1
+    first, last = profile.step_ms([], [1]), profile.step_ms([], [max(steps, 1)])
+    return steps * (first + last) / 2
 
 
 def _first(is_heavy: Callable[[int], bool], profile: StepProfile, what: str) -> int:

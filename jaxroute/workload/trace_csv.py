@@ -137,5 +137,6 @@ def _check_widths(rows: Sequence[Sequence[str]], line: np.ndarray, header: Seque
     for row, number in zip(rows, line, strict=True):
         if len(row) != len(header):
             raise InputError(
-                f"{path}: line {number}: has {len(row)} columns, the header has {len(header)}; correct or delete the row"
+                f"{path}: line {number}: has {len(row)} columns, the header has {len(header)}; correct "
+                "or delete the row"
             )

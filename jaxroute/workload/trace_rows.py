@@ -42,7 +42,7 @@ class TraceRows:
         """The given rows (a mask)."""
         arrays = ("line", "row", "arrival_s", "prompt_tokens", "output_tokens")
         task = None if self.task is None else [name for name, kept in zip(self.task, rows, strict=True) if kept]
-        return dataclasses.replace(self, task=task, **{name: getattr(self, name)[rows] for name in arrays})  # type: ignore[arg-type]
+        return dataclasses.replace(self, task=task, **{name: getattr(self, name)[rows] for name in arrays})
 
     def check(self) -> None:
         """Checks every number.

@@ -12,7 +12,9 @@ def gaps_of(process: str, cv: float = 1.0) -> np.ndarray:
     return np.diff(arrival_times(process, 100_001, 8.0, np.random.default_rng(0), cv=cv))
 
 
-@pytest.mark.parametrize(("process", "cv", "expected"), [("poisson", 1.0, 1.0), ("gamma", 2.5, 2.5), ("gamma", 0.4, 0.4)])
+@pytest.mark.parametrize(
+    ("process", "cv", "expected"), [("poisson", 1.0, 1.0), ("gamma", 2.5, 2.5), ("gamma", 0.4, 0.4)]
+)
 def test_gaps_have_the_rate_and_the_variation_asked_for(process: str, cv: float, expected: float) -> None:
     gaps = gaps_of(process, cv)
     assert 1 / gaps.mean() == pytest.approx(8.0, rel=0.03)
