@@ -284,7 +284,7 @@ def _tables(setting: Setting, seed: int, count: int) -> list[RequestTable]:
 
 def _bytes_of(tree: object) -> int:
     # Typed keys are opaque: their bytes do not matter here.
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
 
 

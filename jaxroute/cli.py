@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.simulate import Simulate
     from jaxroute.errors import InputError
 
-    commands = {"simulate": Simulate, "bench": Bench, "data": Data, "profiles": Profiles}
+    commands: dict[str, Callable[..., Any]] = {"simulate": Simulate, "bench": Bench, "data": Data, "profiles": Profiles}
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="jaxroute", description="Request routing for LLM serving, simulated in JAX.", args=arguments
     )

@@ -149,7 +149,12 @@ def _check_coefficients(profile: StepProfile) -> None:
     if unknown := sorted(set(given) - set(COEFFICIENTS)):
         raise InputError(f"profile {profile.name}: coefficients_ms has unknown {', '.join(unknown)}")
     times = {f"coefficients_ms.{name}": value for name, value in given.items()}
-    for field, value in {**times, "frontend_ms": profile.frontend_ms, "grad1": profile.grad1, "grad2": profile.grad2}.items():
+    for field, value in {
+        **times,
+        "frontend_ms": profile.frontend_ms,
+        "grad1": profile.grad1,
+        "grad2": profile.grad2,
+    }.items():
         if not _is_number(value) or not math.isfinite(value) or value < 0:
             raise InputError(f"profile {profile.name}: {field} is {value!r}, must be a finite number >= 0")
     if not profile.shortest_step_ms > 0:

@@ -1,4 +1,4 @@
-"""Watches a run: the simulator says so when it meets what it cannot represent, and when nothing will happen any more."""
+"""Watches a run: says when the simulator meets what it cannot represent, or when nothing will happen any more."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from jaxroute.metrics import Summary, reference_summary, relative_change_percent
 
 BEST_STYLE = "bold green"
 ABSENT = "-"
+NAME_WIDTH = 26
+"""Columns that a policy's name is given before it is folded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,8 @@ def _rich_table(summaries: Sequence[Summary], reference: Summary, columns: Seque
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left", caption_justify="left"
     )
-    table.add_column("\npolicy", no_wrap=True)
+    longest = max(len(summary.policy) for summary in summaries)
+    table.add_column("\npolicy", overflow="fold", min_width=min(longest, NAME_WIDTH))
     for column in columns:
         table.add_column(f"{column.quantity}\n{column.statistic}", justify="right", no_wrap=True)
     filled = [fill(column, summaries, reference) for column in columns]

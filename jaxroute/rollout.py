@@ -15,8 +15,7 @@ from jaxroute.policies.protocol import Policy, PolicyState
 from jaxroute.types import ClusterParams, ClusterState, StepLog, Workload
 
 
-@struct.dataclass
-class Lane:
+class Lane(struct.PyTreeNode):
     """One simulation on its way: a fleet, the policy that routes for it, and its randomness.
 
     Attributes:
@@ -30,8 +29,7 @@ class Lane:
     key: jax.Array
 
 
-@struct.dataclass
-class Trace:
+class Trace(struct.PyTreeNode):
     """What is kept of each interval where records are on; every leaf has a leading [T].
 
     Attributes:

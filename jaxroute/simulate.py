@@ -59,9 +59,7 @@ class Fleet:
         """The fleet's static sizes for a workload of `requests`."""
         # A request that is preempted goes back to the queue, so running ones need a place as well.
         capacity = max(requests, 1) if self.queue_capacity is None else self.queue_capacity
-        return make_config(
-            self.profiles, queue_capacity=capacity, dt=self.dt, batching=self.batching, records=records
-        )
+        return make_config(self.profiles, queue_capacity=capacity, dt=self.dt, batching=self.batching, records=records)
 
     @property
     def longest_request(self) -> int:
@@ -105,9 +103,7 @@ def simulate(
     workload = to_device(table, prediction, dt=fleet.dt)
     bank = PolicyBank(tuple(policies))
     index, states = bank.initial_state(len(fleet.profiles))
-    lanes = stack_lanes(
-        start_lane(config, params, workload, (index, states), jax.random.key(seed)), len(policies)
-    )
+    lanes = stack_lanes(start_lane(config, params, workload, (index, states), jax.random.key(seed)), len(policies))
     lanes = lanes.replace(policy=(jnp.arange(len(policies), dtype=jnp.int32), lanes.policy[1]))
     timelines = [TimelineBuilder(fleet.dt) for _ in policies]
     total = len(table) * len(policies)

@@ -20,7 +20,7 @@ class TimelineBuilder:
     def __init__(self, dt: float) -> None:
         self._dt = dt
         self._intervals = 0
-        self._queues: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._queues: list[tuple[np.ndarray, ...]] = []
         self._steps: list[tuple[np.ndarray, ...]] = []
 
     def add(self, trace: Trace) -> None:
@@ -29,8 +29,9 @@ class TimelineBuilder:
         at, instance, row = np.nonzero(log.duration > 0)
         start_s = (self._intervals + at) * self._dt + log.start_offset[at, instance, row].astype(np.float64)
         fields = (log.duration, log.prefill_tokens, log.decode_seqs, log.preemptions)
-        self._steps.append((instance, start_s, *(field[at, instance, row] for field in fields)))
-        self._queues.append((trace.router_queue, trace.running, trace.waiting))
+        self._steps.append((instance, start_s, *(np.asarray(field)[at, instance, row] for field in fields)))
+        queues = trace.router_queue, trace.running, trace.waiting
+        self._queues.append(tuple(np.asarray(queue) for queue in queues))
         self._intervals += len(trace.router_queue)
 
     def build(self) -> Timeline:

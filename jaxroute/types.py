@@ -1,4 +1,4 @@
-"""The pytrees of the simulator: frozen dataclasses whose every leaf is a jax array.
+"""The pytrees of the simulator: frozen dataclasses (flax's `PyTreeNode`) whose every leaf is a jax array.
 
 Axis letters: I instances, S request slots of one instance, Q places of one waiting queue, N requests of a workload.
 Shapes are those of one fleet; `vmap` puts an axis in front. Tokens and requests are int32, times float32 seconds.
@@ -16,8 +16,7 @@ NEVER = 2**31 - 1
 """A decode count that is never reached."""
 
 
-@struct.dataclass
-class Time:
+class Time(struct.PyTreeNode):
     """A point in time: `step * dt + offset`, which keeps float32 exact however long the run.
 
     Attributes:
@@ -29,8 +28,7 @@ class Time:
     offset: jax.Array
 
 
-@struct.dataclass
-class Workload:
+class Workload(struct.PyTreeNode):
     """N requests in order of arrival; rows from `num_requests` on are padding and never arrive.
 
     Attributes:
@@ -56,8 +54,7 @@ class Workload:
     num_requests: jax.Array
 
 
-@struct.dataclass
-class InstanceParams:
+class InstanceParams(struct.PyTreeNode):
     """What one server is; in a fleet every leaf has a leading [I].
 
     Attributes:
@@ -87,8 +84,7 @@ class InstanceParams:
     grad2: jax.Array
 
 
-@struct.dataclass
-class ClusterParams:
+class ClusterParams(struct.PyTreeNode):
     """A fleet: its servers and the router's clock.
 
     Attributes:
@@ -102,8 +98,7 @@ class ClusterParams:
     scrape_period: jax.Array
 
 
-@struct.dataclass
-class Slots:
+class Slots(struct.PyTreeNode):
     """The running requests of one instance, in no order.
 
     Every decoding sequence gains one token in every decode step, so the arrays hold what does not change then:
@@ -129,8 +124,7 @@ class Slots:
     free: jax.Array
 
 
-@struct.dataclass
-class WaitingQueue:
+class WaitingQueue(struct.PyTreeNode):
     """An instance's own queue: a ring whose first `preempted` entries are resumed before any other is admitted.
 
     Attributes:
@@ -150,8 +144,7 @@ class WaitingQueue:
     predicted_left: jax.Array
 
 
-@struct.dataclass
-class EngineStep:
+class EngineStep(struct.PyTreeNode):
     """The engine step in progress at one instance.
 
     Attributes:
@@ -173,8 +166,7 @@ class EngineStep:
     first_prompt_tokens: jax.Array
 
 
-@struct.dataclass
-class PartialPrefill:
+class PartialPrefill(struct.PyTreeNode):
     """The one request of an instance whose prefill its budget cut: always the last admitted.
 
     Attributes:
@@ -192,8 +184,7 @@ class PartialPrefill:
     first_prompt_tokens: jax.Array
 
 
-@struct.dataclass
-class Stamps:
+class Stamps(struct.PyTreeNode):
     """Token times of requests, by slot [S] or by request [N].
 
     Attributes:
@@ -207,8 +198,7 @@ class Stamps:
     max_gap: jax.Array
 
 
-@struct.dataclass
-class Ledger:
+class Ledger(struct.PyTreeNode):
     """What one instance records of the requests it served; rows of others stay EMPTY.
 
     Attributes:
@@ -226,8 +216,7 @@ class Ledger:
     recomputed_tokens: jax.Array
 
 
-@struct.dataclass
-class EngineState:
+class EngineState(struct.PyTreeNode):
     """One instance; in a fleet every leaf has a leading [I].
 
     Attributes:
@@ -277,8 +266,7 @@ class EngineState:
     ledger: Ledger | None
 
 
-@struct.dataclass
-class StepLog:
+class StepLog(struct.PyTreeNode):
     """The engine steps that one instance started in one router interval, up to K of them.
 
     Attributes:
@@ -296,8 +284,7 @@ class StepLog:
     preemptions: jax.Array
 
 
-@struct.dataclass
-class Scrape:
+class Scrape(struct.PyTreeNode):
     """What the servers' metrics said when they were last read.
 
     Attributes:
@@ -313,8 +300,7 @@ class Scrape:
     kv_usage: jax.Array
 
 
-@struct.dataclass
-class ClusterState:
+class ClusterState(struct.PyTreeNode):
     """The fleet and its router at the start of interval `now`.
 
     Attributes:
@@ -336,8 +322,7 @@ class ClusterState:
     dispatch_step: jax.Array | None
 
 
-@struct.dataclass
-class RouterView:
+class RouterView(struct.PyTreeNode):
     """What a router can know at the start of an interval, and nothing else.
 
     Own knowledge is always fresh; `scraped_*` is as old as `scraped_age`.

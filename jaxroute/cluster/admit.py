@@ -15,8 +15,7 @@ from jaxroute.cluster.slots import first_index, join_decode
 from jaxroute.types import EngineState, InstanceParams, PartialPrefill, Time, Workload
 
 
-@struct.dataclass
-class Admission:
+class Admission(struct.PyTreeNode):
     """What the admissions to one step add up to.
 
     Attributes:
@@ -36,8 +35,7 @@ class Admission:
     first_prompt_tokens: jax.Array
 
 
-@struct.dataclass
-class Candidate:
+class Candidate(struct.PyTreeNode):
     """The waiting request that is admitted next.
 
     Attributes:

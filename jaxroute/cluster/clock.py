@@ -41,6 +41,4 @@ def seconds_between(start: Time, end: Time, dt: jax.Array) -> jax.Array:
 
 def select(condition: jax.Array, one: Time, other: Time) -> Time:
     """`one` where the condition holds, else `other`."""
-    return Time(
-        step=jnp.where(condition, one.step, other.step), offset=jnp.where(condition, one.offset, other.offset)
-    )
+    return Time(step=jnp.where(condition, one.step, other.step), offset=jnp.where(condition, one.offset, other.offset))

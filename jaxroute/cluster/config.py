@@ -22,7 +22,11 @@ class Batching(enum.Enum):
     BIN_PACKING = "bin-packing"
 
 
-SCHEDULERS = {"prefill-first": Scheduler.PREFILL_FIRST, "chunked": Scheduler.CHUNKED, "whole-prompt": Scheduler.WHOLE_PROMPT}
+SCHEDULERS = {
+    "prefill-first": Scheduler.PREFILL_FIRST,
+    "chunked": Scheduler.CHUNKED,
+    "whole-prompt": Scheduler.WHOLE_PROMPT,
+}
 """Schedulers by the names of the command line."""
 
 

@@ -71,7 +71,9 @@ def dispatch(config: ClusterConfig, workload: Workload, state: ClusterState, act
     head = jnp.minimum(state.dispatched, requests - 1)
     sends = (state.dispatched < state.arrived) & (action >= 0) & (action < instances)
     wanted = sends & (jnp.arange(instances, dtype=jnp.int32) == action)
-    engines = jax.vmap(lambda engine, here: _receive_request(config, workload, engine, head, here))(state.engines, wanted)
+    engines = jax.vmap(lambda engine, here: _receive_request(config, workload, engine, head, here))(
+        state.engines, wanted
+    )
     state = state.replace(engines=engines, dispatched=state.dispatched + sends.astype(jnp.int32))
     if state.instance is None or state.dispatch_step is None:
         return state

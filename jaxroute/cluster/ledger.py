@@ -49,14 +49,14 @@ def store(ledger: Ledger | None, slot: jax.Array, request: jax.Array, wanted: ja
     return ledger.replace(requests=requests)
 
 
-def load(
-    ledger: Ledger | None, slot: jax.Array, request: jax.Array, wanted: jax.Array, start: Time
-) -> Ledger | None:
+def load(ledger: Ledger | None, slot: jax.Array, request: jax.Array, wanted: jax.Array, start: Time) -> Ledger | None:
     """Gives `slot` the stamps of the request admitted to it at `start`, where `wanted`."""
     if ledger is None:
         return None
     target = jnp.where(wanted, slot, ledger.slots.max_gap.shape[0])
-    slots = jax.tree.map(lambda held, kept: held.at[target].set(kept[request], mode="drop"), ledger.slots, ledger.requests)
+    slots = jax.tree.map(
+        lambda held, kept: held.at[target].set(kept[request], mode="drop"), ledger.slots, ledger.requests
+    )
     row = _row(request, wanted & (ledger.start.step[request] < 0), ledger)
     return ledger.replace(
         slots=slots,

@@ -57,9 +57,7 @@ def make_params(
         grad1=jnp.asarray([p.grad1 for p in profiles], jnp.float32),
         grad2=jnp.asarray([p.grad2 for p in profiles], jnp.float32),
     )
-    return ClusterParams(
-        instances=instances, dt=jnp.float32(dt), scrape_period=jnp.int32(max(1, round(scrape_s / dt)))
-    )
+    return ClusterParams(instances=instances, dt=jnp.float32(dt), scrape_period=jnp.int32(max(1, round(scrape_s / dt))))
 
 
 def make_config(
@@ -89,7 +87,9 @@ def make_config(
         raise InputError(f"unknown batching order {batching!r}; known: {', '.join(orders)}")
     most_seqs = max(p.max_num_seqs for p in profiles)
     if slots is not None and slots < most_seqs:
-        raise InputError(f"slots is {slots}, but a profile runs up to max_num_seqs = {most_seqs} sequences; raise slots")
+        raise InputError(
+            f"slots is {slots}, but a profile runs up to max_num_seqs = {most_seqs} sequences; raise slots"
+        )
     slots = most_seqs if slots is None else slots
     if queue_capacity < 1:
         raise InputError(f"queue_capacity is {queue_capacity}, must be at least 1")

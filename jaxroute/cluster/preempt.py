@@ -15,8 +15,7 @@ from jaxroute.cluster.slots import leave_decode, release
 from jaxroute.types import EMPTY, EngineState, InstanceParams, Workload
 
 
-@struct.dataclass
-class Demand:
+class Demand(struct.PyTreeNode):
     """What the running requests want to compute in the step that is being scheduled.
 
     Attributes:

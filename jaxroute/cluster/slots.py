@@ -64,9 +64,7 @@ def join_decode(
     )
 
 
-def leave_decode(
-    params: InstanceParams, state: EngineState, *, slot: jax.Array, wanted: jax.Array
-) -> EngineState:
+def leave_decode(params: InstanceParams, state: EngineState, *, slot: jax.Array, wanted: jax.Array) -> EngineState:
     """Takes a decoding request out of its slot and frees its blocks, where `wanted`."""
     one = wanted.astype(jnp.int32)
     kv_base = state.slots.kv_base[slot]

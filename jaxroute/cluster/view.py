@@ -8,12 +8,10 @@ import jax.numpy as jnp
 from jaxroute.cluster import clock
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.fleet import is_full
-from jaxroute.types import ClusterParams, ClusterState, EngineState, RouterView, Workload
+from jaxroute.types import ClusterParams, ClusterState, EngineState, RouterView, Time, Workload
 
 
-def router_view(
-    config: ClusterConfig, params: ClusterParams, workload: Workload, state: ClusterState
-) -> RouterView:
+def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload, state: ClusterState) -> RouterView:
     """The view at the start of interval `state.now`.
 
     Every field is a count of what the router itself sent and saw stream back, a prediction it was given, or a scraped
@@ -22,7 +20,7 @@ def router_view(
     engines = state.engines
     head = jnp.minimum(state.dispatched, workload.prompt_tokens.shape[0] - 1)
     has_head = state.dispatched < state.arrived
-    arrival = clock.Time(step=workload.arrival.step[head], offset=workload.arrival.offset[head])
+    arrival = Time(step=workload.arrival.step[head], offset=workload.arrival.offset[head])
     head_wait = clock.seconds_between(arrival, clock.at_step(state.now), params.dt)
     return RouterView(
         now=state.now,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxroute.bench import FULL, QUICK, Report, Row, Setting, run_bench
+from jaxroute.commands.console import table_console
 from jaxroute.errors import InputError
 
 
@@ -39,7 +40,7 @@ class Bench:
     def run(self) -> None:
         """Runs it."""
         report = None
-        console = Console(stderr=self.json)
+        console = Console(stderr=True) if self.json else table_console()
         with console.status("measuring"):
             for result in run_bench(self._settings(), seed=self.seed, repeats=self.repeats):
                 if isinstance(result, Row):

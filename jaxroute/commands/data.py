@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jaxroute.commands.simulate import table_console
+from jaxroute.commands.console import table_console
 from jaxroute.errors import InputError
 
 

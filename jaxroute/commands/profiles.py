@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from rich.console import Console
 from rich.table import Table
 
+from jaxroute.commands.console import table_console
 from jaxroute.profiles import available_profiles, load_profile
 
 
@@ -18,7 +18,7 @@ class Profiles:
         """Runs it."""
         table = Table(title="shipped profiles (`--profile NAME`, or a JSON file of the same form)")
         for heading in ("name", "hardware", "model", "status"):
-            table.add_column(heading)
+            table.add_column(heading, no_wrap=heading == "name")
         for heading in ("KV tokens", "decode step ms", "1,000-token prefill ms"):
             table.add_column(heading, justify="right")
         table.add_column("error")
@@ -34,4 +34,4 @@ class Profiles:
                 f"{profile.step_ms([(1000, 0)], []):.0f}",
                 profile.provenance.get("error", ""),
             )
-        Console().print(table)
+        table_console().print(table)

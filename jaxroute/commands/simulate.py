@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from jaxroute import metrics
+from jaxroute.commands.console import table_console
 from jaxroute.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from jaxroute.simulate import Progress as Report
     from jaxroute.workload.prediction import Prediction
     from jaxroute.workload.table import RequestTable
-
-TABLE_WIDTH = 130
-"""Columns of the tables where the output is no terminal."""
 
 PICTURE_SPAN_S = 20.0
 """Seconds of engine steps that one timeline picture shows."""
@@ -102,9 +100,7 @@ class Simulate:
                 results |= {run.policy: run for run in runs}
             for name, decisions in replays.items():
                 short = ASSIGNED.removesuffix(":") if len(replays) == 1 else f"assigned-{Path(name).stem}"
-                results[name] = replay(
-                    fleet, table, decisions, name=short, prediction=prediction, progress=report
-                )
+                results[name] = replay(fleet, table, decisions, name=short, prediction=prediction, progress=report)
                 self._warn_of_delays(results[name], decisions.dispatch_s, console)
         self._write([results[name] for name in names], console)
 
@@ -115,9 +111,11 @@ class Simulate:
         if self.instances < 1:
             raise InputError(f"--instances is {self.instances}, must be at least 1")
         profiles = [load_profile(name) for name in _spread(self.profile, self.instances, "--profile")]
-        limits = {"max_num_seqs": self.max_num_seqs, "max_num_batched_tokens": self.max_num_batched_tokens}
-        changes = {name: value for name, value in limits.items() if value is not None}
-        profiles = [dataclasses.replace(profile, **changes) for profile in profiles]
+        if self.max_num_seqs is not None:
+            profiles = [dataclasses.replace(profile, max_num_seqs=self.max_num_seqs) for profile in profiles]
+        if self.max_num_batched_tokens is not None:
+            budget = self.max_num_batched_tokens
+            profiles = [dataclasses.replace(profile, max_num_batched_tokens=budget) for profile in profiles]
         if self.kv_tokens is not None:
             profiles = [profile.with_kv_tokens(self.kv_tokens) for profile in profiles]
         fleet = Fleet(
@@ -192,12 +190,6 @@ class Simulate:
                 _draw(results, summaries, self.out)
         console.print(comparison_table(summaries))
         console.print(f"written to {self.out}")
-
-
-def table_console() -> Console:
-    """A console that is wide enough for the tables where nobody looks on (a file, a pipe)."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 def _spread(text: str, instances: int, option: str) -> list[str]:

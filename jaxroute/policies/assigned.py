@@ -88,7 +88,9 @@ def read_decisions(path: Path, table: RequestTable, instances: int) -> Decisions
             columns = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = columns
             if missing := [name for name in ("request_id", "instance") if name not in columns]:
-                raise InputError(f"{path}: line 1: no column {missing[0]!r}; needed: request_id, instance[, dispatch_s]")
+                raise InputError(
+                    f"{path}: line 1: no column {missing[0]!r}; needed: request_id, instance[, dispatch_s]"
+                )
             timed = "dispatch_s" in columns
             for line in reader:
                 place = f"{path}: line {reader.line_num}"
@@ -97,7 +99,9 @@ def read_decisions(path: Path, table: RequestTable, instances: int) -> Decisions
                 if timed:
                     times[row] = _dispatch(line, float(table.arrival_s[row]), place)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a CSV with request_id, instance[, dispatch_s]") from error
+        raise InputError(
+            f"{path}: cannot be read ({error}); give a CSV with request_id, instance[, dispatch_s]"
+        ) from error
     if (instance < 0).any():
         left_out = int(table.request_id[np.argmax(instance < 0)])
         raise InputError(f"{path}: request {left_out} of the workload has no row; every request needs a decision")

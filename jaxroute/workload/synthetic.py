@@ -111,9 +111,9 @@ def token_ranges(
     longest = prompt + decode if has_both else max(prompt + _light(decode)[1], _light(prompt)[1] + decode)
     if longest > most:
         raise InputError(
-            f"profile {profile.name}: with a heavy prompt of {prompt} tokens ({heavy_prompt_s} s of prefill) and a heavy "
-            f"decode of {decode} ({heavy_decode_s} s of decode) a request exceeds {limit} ({most} tokens); use another "
-            "profile, or lower --heavy-prompt-s or --heavy-decode-s"
+            f"profile {profile.name}: with a heavy prompt of {prompt} tokens ({heavy_prompt_s} s of prefill) and a "
+            f"heavy decode of {decode} ({heavy_decode_s} s of decode) a request exceeds {limit} ({most} tokens); "
+            "use another profile, or lower --heavy-prompt-s or --heavy-decode-s"
         )
     # What the server can hold above the thresholds is shared out in proportion.
     stretch = min(HEAVY_MOST, most / longest)

@@ -10,8 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import reference as ref
 
+import reference as ref
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.params import make_config, make_params, steps_per_interval
 from jaxroute.policies.assigned import Assigned

@@ -7,10 +7,10 @@ import dataclasses
 import cases
 import numpy as np
 import pytest
-import reference as ref
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import reference as ref
 from jaxroute.policies import heuristic
 from jaxroute.results import RequestRecords, Timeline
 
@@ -77,7 +77,9 @@ def test_prompts_cut_into_chunks_run_as_in_the_reference(seed: int, budget: int)
 @quick
 def test_starved_fleets_preempt_as_in_the_reference(scheduler: str, seed: int) -> None:
     case = cases.random_case(seed, scheduler=scheduler)
-    starved = tuple(dataclasses.replace(p, kv_blocks=-(-210 // p.block_size) + 2, max_num_seqs=12) for p in case.profiles)
+    starved = tuple(
+        dataclasses.replace(p, kv_blocks=-(-210 // p.block_size) + 2, max_num_seqs=12) for p in case.profiles
+    )
     check(dataclasses.replace(case, profiles=starved, schedulers=(scheduler,) * cases.INSTANCES))
 
 

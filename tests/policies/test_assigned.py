@@ -39,7 +39,10 @@ def test_decisions_are_read_for_every_request_in_any_order_with_other_columns(tm
         ("request_id,instance\n0,4\n", "line 2: instance is 4, must be a whole number from 0 to 3"),
         ("request_id,instance\n0,-1\n", "line 2: instance is -1"),
         ("request_id,instance\n0,abc\n", "line 2: instance is 'abc', must be a finite number"),
-        ("request_id,instance,dispatch_s\n0,0,0\n1,0,0.001\n2,0,1\n", "line 3: dispatch_s is 0.001, before the request"),
+        (
+            "request_id,instance,dispatch_s\n0,0,0\n1,0,0.001\n2,0,1\n",
+            "line 3: dispatch_s is 0.001, before the request",
+        ),
         ("request_id,instance,dispatch_s\n0,0,nan\n", "line 2: dispatch_s is 'nan'"),
         ("", "line 1: no column 'request_id'"),
     ],

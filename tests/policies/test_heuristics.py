@@ -4,15 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from views import view
 
 from jaxroute.errors import InputError
 from jaxroute.policies import HEURISTICS, Policy, expand_names, heuristic
+from views import view
 
-NAMES = (
-    "random, round-robin, join-shortest-queue, fewest-outstanding-tokens, power-of-two, least-kv, vllm-dp, lmetric, "
-    "min-min, max-capacity, dedicated-small-large, decode-balancer, gated-central-queue"
-).split(", ")
+NAMES = [
+    "random",
+    "round-robin",
+    "join-shortest-queue",
+    "fewest-outstanding-tokens",
+    "power-of-two",
+    "least-kv",
+    "vllm-dp",
+    "lmetric",
+    "min-min",
+    "max-capacity",
+    "dedicated-small-large",
+    "decode-balancer",
+    "gated-central-queue",
+]
 
 
 def act(name: str, seen, *, seed: int = 0, state=None) -> int:
