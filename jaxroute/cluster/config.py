@@ -41,6 +41,8 @@ class ClusterConfig:
       max_steps_per_interval: K, engine steps that one instance can start in one router interval at the most.
       batching: order of the waiting queues.
       records: whether per-request records and the log of engine steps are kept.
+      fixed_steps: whether every interval runs all K engine steps (a scan, which reverse-mode gradients go through)
+        instead of only those that some lane needs (a while loop, which is faster). The results are the same.
     """
 
     slots: int
@@ -49,6 +51,7 @@ class ClusterConfig:
     max_steps_per_interval: int
     batching: Batching = Batching.FCFS
     records: bool = False
+    fixed_steps: bool = False
 
     @property
     def slot_bits(self) -> int:

@@ -92,7 +92,13 @@ def advance(
         count, engine, steps = carry
         return count + 1, *engine_step(config, params, workload, engine, now, dt, count, steps)
 
-    _, state, log = repeat_while(wanted, body, (jnp.int32(0), state, log))
+    start = (jnp.int32(0), state, log)
+    if config.fixed_steps:
+        _, state, log = jax.lax.scan(
+            lambda carry, _: (body(carry), None), start, None, length=config.max_steps_per_interval
+        )[0]
+    else:
+        _, state, log = repeat_while(wanted, body, start)
     return state.replace(overrun=state.overrun | _has_event(state, now)), log
 
 
