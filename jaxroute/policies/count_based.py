@@ -8,82 +8,62 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.policies.choose import is_sent, least, or_hold
-from jaxroute.policies.protocol import PolicyState
+from jaxroute.policies.protocol import PolicyState, Stateless
 from jaxroute.types import RouterView
 
 
 @dataclasses.dataclass(frozen=True)
-class Random:
+class Random(Stateless):
     """Any instance that is not full."""
 
     name: str = "random"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
-        return least(view, jax.random.uniform(key, view.full.shape)), state
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
+        return least(view, jax.random.uniform(key, view.full.shape))
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundRobin:
+class RoundRobin(Stateless):
     """One instance after the other; waits for one that is full."""
 
     name: str = "round-robin"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state: the number of dispatches says whose turn it is."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
-        return or_hold(view, view.dispatched % view.full.shape[0]), state
+        return or_hold(view, view.dispatched % view.full.shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
-class JoinShortestQueue:
+class JoinShortestQueue(Stateless):
     """Fewest requests in flight, by the router's own count."""
 
     name: str = "join-shortest-queue"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
-        return least(view, view.in_flight), state
+        return least(view, view.in_flight)
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerOfTwo:
+class PowerOfTwo(Stateless):
     """Of two instances drawn at random, the one with fewer requests in flight (Mitzenmacher, 2001)."""
 
     name: str = "power-of-two"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         instances = view.full.shape[0]
         if instances == 1:
-            return least(view, view.in_flight), state
+            return least(view, view.in_flight)
         key_first, key_second = jax.random.split(key)
         first = jax.random.randint(key_first, (), 0, instances)
         second = jax.random.randint(key_second, (), 0, instances - 1)
         second = second + (second >= first).astype(jnp.int32)
         index = jnp.arange(instances, dtype=jnp.int32)
-        return least(view, view.in_flight, (index == first) | (index == second)), state
+        return least(view, view.in_flight, (index == first) | (index == second))
 
 
 @dataclasses.dataclass(frozen=True)

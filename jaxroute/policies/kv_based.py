@@ -8,30 +8,25 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.policies.choose import least
-from jaxroute.policies.protocol import PolicyState
+from jaxroute.policies.protocol import Stateless
 from jaxroute.types import RouterView
 
 
 @dataclasses.dataclass(frozen=True)
-class LeastKv:
+class LeastKv(Stateless):
     """Least scraped KV cache usage; among equals the fewest requests in flight."""
 
     name: str = "least-kv"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
         lowest = jnp.min(jnp.where(view.full, jnp.inf, view.scraped_kv_usage))
-        return least(view, view.in_flight, view.scraped_kv_usage == lowest), state
+        return least(view, view.in_flight, view.scraped_kv_usage == lowest)
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedCentralQueue:
+class GatedCentralQueue(Stateless):
     """Holds requests at the router until an instance can take the head without preempting.
 
     The head goes to the instance with the fewest tokens in flight among those whose KV cache would be filled to at
@@ -48,15 +43,10 @@ class GatedCentralQueue:
     kv_share: float = 0.8
     most_awaiting: int = 3
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
         filled = (view.in_flight_tokens + view.head_prompt_tokens).astype(jnp.float32)
         has_room = filled <= self.kv_share * view.kv_tokens.astype(jnp.float32)
         is_open = (has_room & (view.awaiting_first <= self.most_awaiting)) | (view.in_flight == 0)
-        return least(view, view.in_flight_tokens, is_open), state
+        return least(view, view.in_flight_tokens, is_open)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -37,3 +38,20 @@ class Policy(Protocol):
           The action ([] int32: an instance 0..I-1, or I = hold) and the policy's next state.
         """
         ...
+
+
+class Stateless(abc.ABC):
+    """A policy without a state of its own: one function of the view decides."""
+
+    def initial_state(self, instances: int) -> PolicyState:
+        """No state."""
+        del instances
+        return ()
+
+    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
+        """See `Policy.act`."""
+        return self.choose(view, key), state
+
+    @abc.abstractmethod
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """The action, [] int32: an instance, or I = hold. A typed key is there to be consumed."""

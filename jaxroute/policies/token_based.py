@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.policies.choose import decode_step_s, is_sent, least
-from jaxroute.policies.protocol import PolicyState
+from jaxroute.policies.protocol import PolicyState, Stateless
 from jaxroute.types import RouterView
 
 HEAVY_DECODE_S = 5.0
@@ -16,7 +16,7 @@ HEAVY_DECODE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
-class FewestOutstandingTokens:
+class FewestOutstandingTokens(Stateless):
     """Fewest tokens left to compute: prompts without a first token, and predicted output tokens left.
 
     This is the paper's "join shortest queue" (its appendix A.2.1).
@@ -24,54 +24,39 @@ class FewestOutstandingTokens:
 
     name: str = "fewest-outstanding-tokens"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
-        return least(view, view.awaiting_prompt_tokens + view.predicted_tokens_left), state
+        return least(view, view.awaiting_prompt_tokens + view.predicted_tokens_left)
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeBalancer:
+class DecodeBalancer(Stateless):
     """Fewest predicted output tokens left (the paper's decode balancer has the true lengths: `--prediction oracle`)."""
 
     name: str = "decode-balancer"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
-        return least(view, view.predicted_tokens_left), state
+        return least(view, view.predicted_tokens_left)
 
 
 @dataclasses.dataclass(frozen=True)
-class LMetric:
+class LMetric(Stateless):
     """Least product of queued prefill tokens and batch size, the head counted in both."""
 
     name: str = "lmetric"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
         queued = (view.awaiting_prompt_tokens + view.head_prompt_tokens).astype(jnp.float32)
-        return least(view, queued * (view.in_flight + 1).astype(jnp.float32)), state
+        return least(view, queued * (view.in_flight + 1).astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
-class MinMin:
+class MinMin(Stateless):
     """Earliest estimated completion of the head, at the upper bound of its predicted bucket.
 
     The estimate comes from the servers' profiles: the prompts in front of it and its own are prefilled, then its
@@ -81,22 +66,17 @@ class MinMin:
 
     name: str = "min-min"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
         prompts = (view.awaiting_prompt_tokens + view.head_prompt_tokens).astype(jnp.float32)
         upper = view.head_predicted_upper
         decode_s = upper.astype(jnp.float32) * decode_step_s(view, upper // 2)
-        return least(view, view.profile.g * prompts + decode_s), state
+        return least(view, view.profile.g * prompts + decode_s)
 
 
 @dataclasses.dataclass(frozen=True)
-class DedicatedSmallLarge:
+class DedicatedSmallLarge(Stateless):
     """One half of the fleet for light decodes, the other for heavy ones; fewest requests in flight within a half.
 
     A decode is heavy when its predicted tokens take `HEAVY_DECODE_S` or longer on the first instance's profile.
@@ -104,13 +84,8 @@ class DedicatedSmallLarge:
 
     name: str = "dedicated-small-large"
 
-    def initial_state(self, instances: int) -> PolicyState:
-        """No state."""
-        del instances
-        return ()
-
-    def act(self, state: PolicyState, view: RouterView, key: jax.Array) -> tuple[jax.Array, PolicyState]:
-        """See `Policy.act`."""
+    def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
+        """See `Stateless.choose`."""
         del key
         instances = view.full.shape[0]
         profile = view.profile
@@ -119,7 +94,7 @@ class DedicatedSmallLarge:
         index = jnp.arange(instances, dtype=jnp.int32)
         for_heavy = (index >= (instances + 1) // 2) | (instances == 1)
         for_light = index < (instances + 1) // 2
-        return least(view, view.in_flight, jnp.where(heavy, for_heavy, for_light)), state
+        return least(view, view.in_flight, jnp.where(heavy, for_heavy, for_light))
 
 
 @dataclasses.dataclass(frozen=True)
