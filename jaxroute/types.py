@@ -28,6 +28,34 @@ class Time(struct.PyTreeNode):
     offset: jax.Array
 
 
+class Interval(struct.PyTreeNode):
+    """The router interval dt in parts, so that whole intervals can be subtracted without rounding.
+
+    Attributes:
+      seconds: [] float32, dt.
+      coarse: [] float32, dt to 12 bits: a multiple of it below 4,096 is exact.
+      rest: [] float32, dt less `coarse`.
+    """
+
+    seconds: jax.Array
+    coarse: jax.Array
+    rest: jax.Array
+
+
+class StepCoefficients(struct.PyTreeNode):
+    """The nine coefficients of the step time, in seconds (see `profiles`); every leaf float32 [I]."""
+
+    W: jax.Array
+    h: jax.Array
+    g: jax.Array
+    d: jax.Array
+    e: jax.Array
+    f: jax.Array
+    x: jax.Array
+    u: jax.Array
+    v: jax.Array
+
+
 class Workload(struct.PyTreeNode):
     """N requests in order of arrival; rows from `num_requests` on are padding and never arrive.
 
@@ -58,22 +86,16 @@ class InstanceParams(struct.PyTreeNode):
     """What one server is; in a fleet every leaf has a leading [I].
 
     Attributes:
-      W, h, g, d, e, f, x, u, v: [I] float32, the step-time coefficients in seconds (see `profiles`).
+      step: the step-time coefficients.
+      step_rest: what float32 rounded off them, so that their errors do not add up over a long run.
       frontend_s: [I] float32, constant that a client sees on top of TTFT and E2E.
       kv_blocks, block_size, max_num_seqs, max_num_batched_tokens: [I] int32, the engine's limits.
       scheduler: [I] int32, a `Scheduler`.
       grad1, grad2: [I] float32, the paper's impact gradients, seconds per token.
     """
 
-    W: jax.Array
-    h: jax.Array
-    g: jax.Array
-    d: jax.Array
-    e: jax.Array
-    f: jax.Array
-    x: jax.Array
-    u: jax.Array
-    v: jax.Array
+    step: StepCoefficients
+    step_rest: StepCoefficients
     frontend_s: jax.Array
     kv_blocks: jax.Array
     block_size: jax.Array
@@ -89,12 +111,12 @@ class ClusterParams(struct.PyTreeNode):
 
     Attributes:
       instances: InstanceParams, every leaf [I].
-      dt: [] float32, router interval, seconds.
+      dt: the router interval.
       scrape_period: [] int32, router intervals between two scrapes of the servers' metrics.
     """
 
     instances: InstanceParams
-    dt: jax.Array
+    dt: Interval
     scrape_period: jax.Array
 
 
@@ -150,6 +172,7 @@ class EngineStep(struct.PyTreeNode):
     Attributes:
       busy: [] bool, whether there is one.
       end: Time [], when it ends.
+      end_rest: [] float32, seconds that float32 rounded off `end`.
       decodes: [] bool, whether the sequences admitted before it decode in it.
       first_order: [] int32, the smallest `Slots.order` of a request that it admits.
       emits: [] int32, tokens that it yields.
@@ -159,6 +182,7 @@ class EngineStep(struct.PyTreeNode):
 
     busy: jax.Array
     end: Time
+    end_rest: jax.Array
     decodes: jax.Array
     first_order: jax.Array
     emits: jax.Array

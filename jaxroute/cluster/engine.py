@@ -14,13 +14,14 @@ from jaxroute.cluster.preempt import Demand, chunk_blocks, crossings, preempt_un
 from jaxroute.cluster.queue import empty_queue
 from jaxroute.cluster.retire import end_step
 from jaxroute.cluster.slots import empty_slots, join_decode
-from jaxroute.cluster.step_time import step_time
+from jaxroute.cluster.step_time import StepWork, step_time
 from jaxroute.types import (
     EMPTY,
     NEVER,
     EngineState,
     EngineStep,
     InstanceParams,
+    Interval,
     PartialPrefill,
     StepLog,
     Time,
@@ -34,6 +35,7 @@ def idle_engine(config: ClusterConfig, requests: int) -> EngineState:
     step = EngineStep(
         busy=no,
         end=clock.at_step(zero),
+        end_rest=jnp.float32(0),
         decodes=no,
         first_order=zero,
         emits=zero,
@@ -66,7 +68,7 @@ def idle_engine(config: ClusterConfig, requests: int) -> EngineState:
 
 
 def advance(
-    config: ClusterConfig, params: InstanceParams, workload: Workload, state: EngineState, now: jax.Array, dt: jax.Array
+    config: ClusterConfig, params: InstanceParams, workload: Workload, state: EngineState, now: jax.Array, dt: Interval
 ) -> tuple[EngineState, StepLog | None]:
     """Runs one instance through the router interval `now`.
 
@@ -76,7 +78,7 @@ def advance(
       workload: the requests.
       state: the instance at the start of the interval, the router's action applied.
       now: [] int32.
-      dt: [] float32, seconds.
+      dt: the router interval.
 
     Returns:
       The instance at the end of the interval, and its engine steps where records are kept.
@@ -108,7 +110,7 @@ def engine_step(
     workload: Workload,
     state: EngineState,
     now: jax.Array,
-    dt: jax.Array,
+    dt: Interval,
     row: jax.Array,
     log: StepLog | None,
 ) -> tuple[EngineState, StepLog | None]:
@@ -119,6 +121,7 @@ def engine_step(
     """
     ends = state.step.busy & (state.step.end.step <= now)
     start = clock.select(ends, state.step.end, clock.at_step(now))
+    start_rest = jnp.where(ends, state.step.end_rest, 0)
     state = end_step(params, state, ends, dt)
     starts = ~state.step.busy & ~state.stuck & ((state.running > 0) | (state.queue.count > 0))
 
@@ -152,19 +155,21 @@ def engine_step(
     # Execution.
     prefill_tokens = admitted.tokens + chunk
     chunk_float = chunk.astype(jnp.float32)
-    duration = step_time(
-        params,
+    work = StepWork(
         prefill_tokens=prefill_tokens,
         prefill_squares=admitted.squares + chunk_float**2,
         prefill_times_kv=chunk_float * chunk_kv.astype(jnp.float32),
         decode_seqs=decode_seqs,
         context_tokens=context,
     )
+    duration, duration_rest = step_time(params, work)
     runs = starts & (prefill_tokens + decode_seqs > 0)
     cut = (state.partial.slot >= 0) & (admitted.count > 0)
+    end, end_rest = clock.later(start, start_rest, duration, duration_rest, dt)
     new_step = EngineStep(
         busy=runs,
-        end=clock.later(start, jnp.where(runs, duration, 0), dt),
+        end=end,
+        end_rest=end_rest,
         decodes=decodes,
         first_order=first_order,
         emits=decode_seqs + completed.astype(jnp.int32) + admitted.count - cut.astype(jnp.int32),

@@ -23,7 +23,7 @@ from jaxroute.types import (
 
 def initial_state(config: ClusterConfig, params: ClusterParams, workload: Workload) -> ClusterState:
     """An idle fleet at the start of interval 0, with the requests that have arrived by then at the router."""
-    instances, requests = params.instances.W.shape[0], workload.prompt_tokens.shape[0]
+    instances, requests = params.instances.kv_blocks.shape[0], workload.prompt_tokens.shape[0]
     engine = idle_engine(config, requests)
     engines = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (instances, *leaf.shape)), engine)
     nobody = jnp.full(requests, EMPTY, jnp.int32) if config.records else None

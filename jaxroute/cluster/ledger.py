@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster import clock
-from jaxroute.types import EMPTY, EngineState, Ledger, Stamps, Time
+from jaxroute.types import EMPTY, EngineState, Interval, Ledger, Stamps, Time
 
 
 def empty_ledger(slots: int, requests: int) -> Ledger:
@@ -23,7 +23,7 @@ def empty_ledger(slots: int, requests: int) -> Ledger:
     )
 
 
-def stamp_tokens(state: EngineState, ends: jax.Array, dt: jax.Array) -> Ledger | None:
+def stamp_tokens(state: EngineState, ends: jax.Array, dt: Interval) -> Ledger | None:
     """Stamps the tokens that the engine step in progress yields at its end, where `ends` ([] bool)."""
     if state.ledger is None:
         return None

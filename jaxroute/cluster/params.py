@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from jaxroute.cluster.clock import make_interval
 from jaxroute.cluster.config import SCHEDULERS, Batching, ClusterConfig
 from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS, StepProfile
-from jaxroute.types import ClusterParams, InstanceParams
+from jaxroute.types import ClusterParams, InstanceParams, StepCoefficients
 
 MOST_STEPS_PER_INTERVAL = 256
 DEFAULT_SCRAPE_S = 0.1
@@ -42,22 +43,25 @@ def make_params(
     for name, value in (("dt", dt), ("scrape_s", scrape_s)):
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{name} is {value!r}, must be a finite number of seconds above 0")
-    seconds = {
-        name: jnp.asarray([p.coefficients_ms[name] / 1e3 for p in profiles], jnp.float32) for name in COEFFICIENTS
-    }
+    exact = {name: np.asarray([p.coefficients_ms[name] / 1e3 for p in profiles]) for name in COEFFICIENTS}
+    rounded = {name: values.astype(np.float32) for name, values in exact.items()}
+    rest = {name: (values - rounded[name]).astype(np.float32) for name, values in exact.items()}
     limits = {
         name: jnp.asarray([getattr(p, name) for p in profiles], jnp.int32)
         for name in ("kv_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens")
     }
     instances = InstanceParams(
-        **seconds,
+        step=StepCoefficients(**{name: jnp.asarray(values) for name, values in rounded.items()}),
+        step_rest=StepCoefficients(**{name: jnp.asarray(values) for name, values in rest.items()}),
         **limits,
         frontend_s=jnp.asarray([p.frontend_ms / 1e3 for p in profiles], jnp.float32),
         scheduler=jnp.asarray([int(SCHEDULERS[name]) for name in schedulers], jnp.int32),
         grad1=jnp.asarray([p.grad1 for p in profiles], jnp.float32),
         grad2=jnp.asarray([p.grad2 for p in profiles], jnp.float32),
     )
-    return ClusterParams(instances=instances, dt=jnp.float32(dt), scrape_period=jnp.int32(max(1, round(scrape_s / dt))))
+    return ClusterParams(
+        instances=instances, dt=make_interval(dt), scrape_period=jnp.int32(max(1, round(scrape_s / dt)))
+    )
 
 
 def make_config(

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxroute.cluster import ledger
 from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.slots import first_index, leave_decode
-from jaxroute.types import EngineState, InstanceParams
+from jaxroute.types import EngineState, InstanceParams, Interval
 
 
-def end_step(params: InstanceParams, state: EngineState, ends: jax.Array, dt: jax.Array) -> EngineState:
+def end_step(params: InstanceParams, state: EngineState, ends: jax.Array, dt: Interval) -> EngineState:
     """Ends the step in progress of one instance, where `ends` ([] bool)."""
     one = ends.astype(jnp.int32)
     step = state.step

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from jaxroute.types import InstanceParams
+from jaxroute.types import InstanceParams, StepCoefficients
 
 
-def step_time(
-    params: InstanceParams,
-    *,
-    prefill_tokens: jax.Array,
-    prefill_squares: jax.Array,
-    prefill_times_kv: jax.Array,
-    decode_seqs: jax.Array,
-    context_tokens: jax.Array,
-) -> jax.Array:
-    """Seconds, float32: the nine-coefficient step time of `jaxroute.profiles`.
+class StepWork(struct.PyTreeNode):
+    """What an engine step computes; every leaf [], or any one shape.
 
-    Args:
-      params: one instance (every leaf []), or any shape that the others broadcast with.
+    Attributes:
       prefill_tokens: p, int32, new prompt tokens.
       prefill_squares: sum of p_i^2, float32.
       prefill_times_kv: sum of p_i * k_i, float32.
       decode_seqs: n, int32.
       context_tokens: C, int32, contexts that the decoding sequences attend to.
     """
-    tokens = (prefill_tokens + decode_seqs).astype(jnp.float32)
-    seqs = decode_seqs.astype(jnp.float32)
-    linear = jnp.maximum(params.W, params.h + params.g * tokens)
-    decode = params.d * context_tokens.astype(jnp.float32) + params.e * seqs + jnp.where(decode_seqs > 0, params.v, 0)
-    prefill = params.f * prefill_squares + params.x * prefill_times_kv + jnp.where(prefill_tokens > 0, params.u, 0)
-    return linear + decode + prefill
+
+    prefill_tokens: jax.Array
+    prefill_squares: jax.Array
+    prefill_times_kv: jax.Array
+    decode_seqs: jax.Array
+    context_tokens: jax.Array
+
+
+def step_time(params: InstanceParams, work: StepWork) -> tuple[jax.Array, jax.Array]:
+    """The nine-coefficient step time of `jaxroute.profiles`.
+
+    Returns:
+      Seconds, float32, and the seconds that come on top from what float32 rounded off the coefficients.
+    """
+    tokens = (work.prefill_tokens + work.decode_seqs).astype(jnp.float32)
+    is_flat = params.step.h + params.step.g * tokens <= params.step.W
+    return _evaluate(params.step, work, tokens, is_flat), _evaluate(params.step_rest, work, tokens, is_flat)
+
+
+def _evaluate(step: StepCoefficients, work: StepWork, tokens: jax.Array, is_flat: jax.Array) -> jax.Array:
+    seqs, context = work.decode_seqs.astype(jnp.float32), work.context_tokens.astype(jnp.float32)
+    linear = jnp.where(is_flat, step.W, step.h + step.g * tokens)
+    decode = step.d * context + step.e * seqs + jnp.where(work.decode_seqs > 0, step.v, 0)
+    prefill = step.f * work.prefill_squares + step.x * work.prefill_times_kv
+    return linear + decode + prefill + jnp.where(work.prefill_tokens > 0, step.u, 0)

@@ -24,7 +24,7 @@ def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload
     head_wait = clock.seconds_between(arrival, clock.at_step(state.now), params.dt)
     return RouterView(
         now=state.now,
-        dt=params.dt,
+        dt=params.dt.seconds,
         queue_length=state.arrived - state.dispatched,
         head_prompt_tokens=jnp.where(has_head, workload.prompt_tokens[head], 0),
         head_predicted_bucket=jnp.where(has_head, workload.predicted_bucket[head], 0),
@@ -43,7 +43,7 @@ def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload
         scraped_running=state.scrape.running,
         scraped_waiting=state.scrape.waiting,
         scraped_kv_usage=state.scrape.kv_usage,
-        scraped_age=(state.now - state.scrape.step).astype(jnp.float32) * params.dt,
+        scraped_age=(state.now - state.scrape.step).astype(jnp.float32) * params.dt.seconds,
     )
 
 

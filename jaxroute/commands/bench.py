@@ -77,9 +77,17 @@ def _title(row: Row) -> str:
 def _show(report: Report, console: Console) -> None:
     table = Table(title=f"jaxroute bench: {report.devices} x {report.device}, round robin in the loop, five-task")
     for heading in ("profile", "scheduler", "I", "S", "E", "records"):
-        table.add_column(heading)
-    for heading in ("env-steps/s", "requests/s", "requests/CPU-s", "compile s", "KiB/env", "B/env-step", "bandwidth"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in (
+        "env-steps\n/s",
+        "requests\n/s",
+        "requests\n/CPU-s",
+        "compile\ns",
+        "KiB\n/env",
+        "bytes\n/step",
+        "of\nmemory",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
             row.profile,

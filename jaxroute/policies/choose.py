@@ -32,8 +32,8 @@ def is_sent(view: RouterView, action: jax.Array) -> jax.Array:
 
 def decode_step_s(view: RouterView, extra_tokens: jax.Array) -> jax.Array:
     """[I] seconds, a decode step with all of the instance's requests, the head, and `extra_tokens` in its context."""
-    profile = view.profile
+    step = view.profile.step
     seqs = (view.in_flight + 1).astype(jnp.float32)
     context = (view.in_flight_tokens + view.head_prompt_tokens + extra_tokens).astype(jnp.float32)
-    linear = jnp.maximum(profile.W, profile.h + profile.g * seqs)
-    return linear + profile.d * context + profile.e * seqs + profile.v
+    linear = jnp.maximum(step.W, step.h + step.g * seqs)
+    return linear + step.d * context + step.e * seqs + step.v

@@ -72,7 +72,7 @@ class MinMin(Stateless):
         prompts = (view.awaiting_prompt_tokens + view.head_prompt_tokens).astype(jnp.float32)
         upper = view.head_predicted_upper
         decode_s = upper.astype(jnp.float32) * decode_step_s(view, upper // 2)
-        return least(view, view.profile.g * prompts + decode_s)
+        return least(view, view.profile.step.g * prompts + decode_s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ class DedicatedSmallLarge(Stateless):
         """See `Stateless.choose`."""
         del key
         instances = view.full.shape[0]
-        profile = view.profile
-        step_s = jnp.maximum(profile.W[0], profile.h[0] + profile.g[0]) + profile.v[0] + profile.e[0]
+        step = view.profile.step
+        step_s = jnp.maximum(step.W[0], step.h[0] + step.g[0]) + step.v[0] + step.e[0]
         heavy = view.head_predicted_tokens.astype(jnp.float32) * step_s >= HEAVY_DECODE_S
         index = jnp.arange(instances, dtype=jnp.int32)
         for_heavy = (index >= (instances + 1) // 2) | (instances == 1)

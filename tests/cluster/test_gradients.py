@@ -45,29 +45,20 @@ def test_gradients_of_the_step_ends_equal_finite_differences(seed: int) -> None:
         state = run(case, params, 60, fixed_steps=True)
         end = state.engines.step.end
         events = state.engines.decode_count.sum() * 1000 + state.engines.admissions.sum()
-        return jnp.sum(end.offset + end.step.astype(jnp.float32) * params.dt), events
+        return jnp.sum(end.offset + end.step.astype(jnp.float32) * params.dt.seconds), events
 
-    gradient = jax.jit(jax.grad(busy_time, has_aux=True, allow_int=True))(params)[0].instances
+    gradient = jax.jit(jax.grad(busy_time, has_aux=True, allow_int=True))(params)[0].instances.step
     checked = 0
     for name in ("W", "h", "g", "d", "e", "v", "u"):
         own = np.asarray(getattr(gradient, name))
         assert np.isfinite(own).all()
         for instance in range(cases.INSTANCES):
-            value = getattr(params.instances, name)
+            value = getattr(params.instances.step, name)
             delta = 5e-4 * float(value[instance])
             if delta == 0:
                 continue
-            ends, orders = zip(
-                *(
-                    busy_time(
-                        params.replace(
-                            instances=params.instances.replace(**{name: value.at[instance].add(sign * delta)})
-                        )
-                    )
-                    for sign in (1, -1)
-                ),
-                strict=True,
-            )
+            changed = [_with(params, name, value.at[instance].add(sign * delta)) for sign in (1, -1)]
+            ends, orders = zip(*(busy_time(each) for each in changed), strict=True)
             # Float32 differences resolve changes well above its rounding only, and only where no event moved.
             change = float(ends[0] - ends[1])
             if int(orders[0]) != int(orders[1]) or abs(change) < 2e-4:
@@ -75,3 +66,8 @@ def test_gradients_of_the_step_ends_equal_finite_differences(seed: int) -> None:
             assert own[instance] == pytest.approx(change / (2 * delta), rel=1e-2)
             checked += 1
     assert checked >= 2
+
+
+def _with(params: ClusterParams, name: str, value: jax.Array) -> ClusterParams:
+    step = params.instances.step.replace(**{name: value})
+    return params.replace(instances=params.instances.replace(step=step))

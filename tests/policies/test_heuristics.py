@@ -103,7 +103,8 @@ def test_power_of_two_never_takes_the_worst_of_three() -> None:
 def test_min_min_looks_at_the_servers_speed() -> None:
     """Instance 0 is empty but slow: twice the step time costs more than the other's queue."""
     seen = view(2, awaiting_prompt_tokens=[0, 300])
-    slow = seen.profile.replace(W=seen.profile.W * jnp.asarray([2.0, 1.0]))
+    step = seen.profile.step
+    slow = seen.profile.replace(step=step.replace(W=step.W * jnp.asarray([2.0, 1.0])))
     assert act("min-min", seen.replace(profile=slow)) == 1
     assert act("min-min", seen) == 0
 
