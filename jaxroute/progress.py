@@ -39,8 +39,8 @@ def check_progress(
         )
         _reject(
             engines.stuck[lane],
-            f"{place}: a request at instance {{}} can never run; its tokens exceed the KV cache or "
-            "max_num_batched_tokens; raise that or drop the request",
+            f"{place}: a preempted request at instance {{}} can never be resumed: its prompt and what it has generated "
+            "exceed the KV cache or max_num_batched_tokens; raise that, or use --overlong clip or drop",
         )
         _reject(
             engines.overrun[lane],

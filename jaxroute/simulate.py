@@ -63,8 +63,8 @@ class Fleet:
 
     @property
     def longest_request(self) -> int:
-        """Prompt + output tokens of the longest request that every server can run."""
-        return min(longest_request(*each)[0] for each in zip(self.profiles, self.schedulers, strict=True))
+        """Prompt + output tokens up to which a request can run to its end on every server, preempted or not."""
+        return min(longest_request(*each) for each in zip(self.profiles, self.schedulers, strict=True))
 
     def check(self, table: RequestTable) -> None:
         """Checks that every request can run on every server.

@@ -87,23 +87,33 @@ def test_too_many_engine_steps_in_an_interval_are_detected() -> None:
 def test_a_request_that_could_never_run_is_named_before_the_run() -> None:
     table = RequestTable.create([0.0, 1.0], [100, 1500], [10, 900], name="two")
     tiny = V100.with_kv_tokens(2000)
-    message = r"two: request 1 \(1500 prompt \+ 900 output tokens\) can never run on v100-32gb.*KV cache of 2000 usable"
+    message = r"two: request 1 \(1500 prompt \+ 900 output tokens\) can never run on v100-32gb.*KV cache of 2000 tokens"
     with pytest.raises(InputError, match=message):
         simulate(Fleet((tiny,), ("chunked",)), table, predict(table, "oracle", seed=0), [heuristic("random")])
 
 
 @pytest.mark.parametrize("scheduler", ["chunked", "whole-prompt", "prefill-first"])
 def test_the_longest_request_that_is_let_in_runs_and_one_token_more_is_refused(scheduler: str) -> None:
-    """The limit is exact: the last output token needs no place in the cache."""
+    """The limits are exact: the last output token needs no place in the cache, a prompt needs the watermark."""
     profile = V100.with_kv_tokens(3200)
     fleet = Fleet((profile,), (scheduler,))
-    longest = fleet.longest_request
-    for output in (1, 700):
-        table = RequestTable.create([0.0], [longest - output], [output], name="one")
+    most_prompt = 3200 - (32 if scheduler == "prefill-first" else 0)
+    for prompt, output in ((most_prompt, 3201 - most_prompt), (2500, 701)):
+        table = RequestTable.create([0.0], [prompt], [output], name="one")
         [result] = simulate(fleet, table, predict(table, "oracle", seed=0), [heuristic("random")])
         assert result.records.preemptions.tolist() == [0]
         with pytest.raises(InputError, match="can never run"):
             check_requests_fit(table.prompt_tokens + 1, table.output_tokens, profile, scheduler, "one")
+
+
+def test_a_preempted_request_that_cannot_be_resumed_is_reported_not_lost() -> None:
+    """Whole prompts of 100 fit the budget of 128 tokens; once preempted with 29 generated ones they no longer do."""
+    profile = dataclasses.replace(V100.with_kv_tokens(256), max_num_batched_tokens=128)
+    table = RequestTable.create([0.0, 0.0, 0.0], [100, 100, 100], [60, 60, 60], name="three")
+    fleet = Fleet((profile,), ("whole-prompt",))
+    assert fleet.longest_request == 129
+    with pytest.raises(VoidRunError, match="a preempted request at instance 0 can never be resumed"):
+        simulate(fleet, table, predict(table, "oracle", seed=0), [heuristic("random")])
 
 
 def test_slots_below_max_num_seqs_and_no_places_are_refused() -> None:

@@ -124,33 +124,40 @@ def steps_per_interval(profile: StepProfile, dt: float) -> int:
     return count
 
 
-def longest_request(profile: StepProfile, scheduler: str) -> tuple[int, str]:
-    """Prompt + output tokens of the longest request that can run to its end alone, preempted or not.
+def longest_request(profile: StepProfile, scheduler: str) -> int:
+    """Prompt + output tokens up to which a request can run to its end whenever it is preempted.
 
-    Returns:
-      The tokens, and the limit that sets them, in words. The last output token needs no place in the KV cache.
+    The last output token needs no place in the KV cache.
     """
-    blocks = profile.kv_blocks - (profile.kv_blocks // 100 if scheduler == "prefill-first" else 0)
-    in_cache = blocks * profile.block_size + 1
-    in_step = profile.max_num_batched_tokens + 1
-    if scheduler != "chunked" and in_step < in_cache:
-        return in_step, f"one step of max_num_batched_tokens = {profile.max_num_batched_tokens} (whole prefills)"
-    return in_cache, f"the KV cache of {blocks * profile.block_size} usable tokens"
+    usable = (profile.kv_blocks - _watermark(profile, scheduler)) * profile.block_size
+    return 1 + (usable if scheduler == "chunked" else min(usable, profile.max_num_batched_tokens))
 
 
 def check_requests_fit(
     prompt_tokens: np.ndarray, output_tokens: np.ndarray, profile: StepProfile, scheduler: str, source: str
 ) -> None:
-    """Checks that each request alone can run to its end on a server.
+    """Checks that each request can run to its end on a server that it has to itself.
 
     Raises:
       InputError: names the first request that never could, the limit in its way, and the remedy.
     """
-    longest, limit = longest_request(profile, scheduler)
-    bad = prompt_tokens + output_tokens > longest
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise InputError(
-            f"{source}: request {row} ({prompt_tokens[row]} prompt + {output_tokens[row]} output tokens) can never run "
-            f"on {profile.name}: it exceeds {limit}; use --overlong clip or drop, or raise that limit"
-        )
+    capacity = profile.kv_tokens
+    admitted = (profile.kv_blocks - _watermark(profile, scheduler)) * profile.block_size
+    limits = [
+        (prompt_tokens + output_tokens - 1 > capacity, f"the KV cache of {capacity} tokens"),
+        (prompt_tokens > admitted, f"the {admitted} tokens of KV cache that the watermark leaves to a prompt"),
+    ]
+    if scheduler != "chunked":
+        budget = profile.max_num_batched_tokens
+        limits.append((prompt_tokens > budget, f"one step of max_num_batched_tokens = {budget} for a whole prompt"))
+    for bad, limit in limits:
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise InputError(
+                f"{source}: request {row} ({prompt_tokens[row]} prompt + {output_tokens[row]} output tokens) can never "
+                f"run on {profile.name}: it exceeds {limit}; use --overlong clip or drop, or raise that limit"
+            )
+
+
+def _watermark(profile: StepProfile, scheduler: str) -> int:
+    return profile.kv_blocks // 100 if scheduler == "prefill-first" else 0
