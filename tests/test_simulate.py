@@ -107,11 +107,11 @@ def test_the_longest_request_that_is_let_in_runs_and_one_token_more_is_refused(s
 
 
 def test_a_preempted_request_that_cannot_be_resumed_is_reported_not_lost() -> None:
-    """Whole prompts of 100 fit the budget of 128 tokens; once preempted with 29 generated ones they no longer do."""
-    profile = dataclasses.replace(V100.with_kv_tokens(256), max_num_batched_tokens=128)
+    """Whole prompts of 100 fit the budget of 120 tokens; once preempted with over 20 generated ones they no longer do."""
+    profile = dataclasses.replace(V100.with_kv_tokens(256), max_num_batched_tokens=120, max_num_seqs=16)
     table = RequestTable.create([0.0, 0.0, 0.0], [100, 100, 100], [60, 60, 60], name="three")
     fleet = Fleet((profile,), ("whole-prompt",))
-    assert fleet.longest_request == 129
+    assert fleet.longest_request == 121
     with pytest.raises(VoidRunError, match="a preempted request at instance 0 can never be resumed"):
         simulate(fleet, table, predict(table, "oracle", seed=0), [heuristic("random")])
 
