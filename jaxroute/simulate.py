@@ -20,7 +20,7 @@ from jaxroute.results import RequestRecords, RunResult
 from jaxroute.rollout import run_intervals, stack_lanes, start_lane
 from jaxroute.timeline import TimelineBuilder, collect
 from jaxroute.types import ClusterParams, ClusterState, Time
-from jaxroute.workload.device import to_device
+from jaxroute.workload.device import DEFAULT_AGEING, to_device
 from jaxroute.workload.prediction import Prediction
 from jaxroute.workload.table import RequestTable
 
@@ -40,6 +40,8 @@ class Fleet:
       schedulers: one name for each instance.
       dt: router interval, seconds.
       batching: order of the instances' waiting queues.
+      router_order: order of the router queue, `fcfs` or `shortest-predicted`.
+      ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
       scrape_s: time between two scrapes of the servers' metrics, seconds.
       queue_capacity: requests that one instance can hold; by default as many as the workload has.
     """
@@ -48,6 +50,8 @@ class Fleet:
     schedulers: tuple[str, ...]
     dt: float = 0.02
     batching: str = "fcfs"
+    router_order: str = "fcfs"
+    ageing: float = DEFAULT_AGEING
     scrape_s: float = DEFAULT_SCRAPE_S
     queue_capacity: int | None = None
 
@@ -59,7 +63,14 @@ class Fleet:
         """The fleet's static sizes for a workload of `requests`."""
         # A request that is preempted goes back to the queue, so running ones need a place as well.
         capacity = max(requests, 1) if self.queue_capacity is None else self.queue_capacity
-        return make_config(self.profiles, queue_capacity=capacity, dt=self.dt, batching=self.batching, records=records)
+        return make_config(
+            self.profiles,
+            queue_capacity=capacity,
+            dt=self.dt,
+            batching=self.batching,
+            router_order=self.router_order,
+            records=records,
+        )
 
     @property
     def longest_request(self) -> int:
@@ -100,7 +111,7 @@ def simulate(
     """
     fleet.check(table)
     config, params = fleet.config(len(table), records=True), fleet.params()
-    workload = to_device(table, prediction, dt=fleet.dt)
+    workload = to_device(table, prediction, dt=fleet.dt, ageing=fleet.ageing)
     bank = PolicyBank(tuple(policies))
     index, states = bank.initial_state(len(fleet.profiles))
     lanes = stack_lanes(start_lane(config, params, workload, (index, states), jax.random.key(seed)), len(policies))
@@ -144,6 +155,8 @@ def replay(
     One request is dispatched per interval, so several decisions within one dt are spread over the next ones; a
     smaller dt comes closer to their times.
     """
+    if fleet.router_order != "fcfs":
+        raise ValueError("decisions are replayed in their own order: the fleet's router_order must be fcfs")
     order = decisions.order()
     permuted = Prediction(prediction.bucket[order], prediction.tokens[order], prediction.upper[order])
     [result] = simulate(fleet, table.take(order), permuted, [decisions.policy(name, fleet.dt)], progress=progress)

@@ -68,6 +68,7 @@ class Workload(struct.PyTreeNode):
       predicted_tokens: [N] int32, output tokens that stand for the predicted bucket.
       predicted_upper: [N] int32, most output tokens of the predicted bucket.
       task: [N] int32.
+      priority: [N] int32, rank in the shortest-predicted order of the router queue, ageing included.
       num_requests: [] int32.
     """
 
@@ -79,6 +80,7 @@ class Workload(struct.PyTreeNode):
     predicted_tokens: jax.Array
     predicted_upper: jax.Array
     task: jax.Array
+    priority: jax.Array
     num_requests: jax.Array
 
 
@@ -330,7 +332,8 @@ class ClusterState(struct.PyTreeNode):
     Attributes:
       now: [] int32, router interval.
       arrived: [] int32, requests that have reached the router by now.
-      dispatched: [] int32, requests sent so far; the next one is the head of the router queue.
+      dispatched: [] int32, requests sent so far; in fcfs order the next one is the head of the router queue.
+      held: [N] int32, `Workload.priority` of the requests at the router, NEVER for all others; None in fcfs order.
       engines: EngineState, every leaf [I].
       scrape: the latest reading of the servers' metrics.
       instance: [N] int32, where each request was sent, EMPTY before; None where no records are kept.
@@ -340,6 +343,7 @@ class ClusterState(struct.PyTreeNode):
     now: jax.Array
     arrived: jax.Array
     dispatched: jax.Array
+    held: jax.Array | None
     engines: EngineState
     scrape: Scrape
     instance: jax.Array | None

@@ -107,7 +107,7 @@ def test_the_longest_request_that_is_let_in_runs_and_one_token_more_is_refused(s
 
 
 def test_a_preempted_request_that_cannot_be_resumed_is_reported_not_lost() -> None:
-    """Whole prompts of 100 fit the budget of 120 tokens; once preempted with over 20 generated ones they no longer do."""
+    """Whole prompts of 100 fit the budget of 120 tokens; with over 20 generated tokens they no longer do."""
     profile = dataclasses.replace(V100.with_kv_tokens(256), max_num_batched_tokens=120, max_num_seqs=16)
     table = RequestTable.create([0.0, 0.0, 0.0], [100, 100, 100], [60, 60, 60], name="three")
     fleet = Fleet((profile,), ("whole-prompt",))

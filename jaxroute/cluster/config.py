@@ -22,6 +22,13 @@ class Batching(enum.Enum):
     BIN_PACKING = "bin-packing"
 
 
+class RouterOrder(enum.Enum):
+    """Order of the router queue: whose turn it is to be sent."""
+
+    FCFS = "fcfs"
+    SHORTEST_PREDICTED = "shortest-predicted"
+
+
 SCHEDULERS = {
     "prefill-first": Scheduler.PREFILL_FIRST,
     "chunked": Scheduler.CHUNKED,
@@ -40,6 +47,7 @@ class ClusterConfig:
       phases: P, at least the largest `block_size`.
       max_steps_per_interval: K, engine steps that one instance can start in one router interval at the most.
       batching: order of the waiting queues.
+      router_order: order of the router queue.
       records: whether per-request records and the log of engine steps are kept.
       fixed_steps: whether every interval runs all K engine steps (a scan, which reverse-mode gradients go through)
         instead of only those that some lane needs (a while loop, which is faster). The results are the same.
@@ -50,6 +58,7 @@ class ClusterConfig:
     phases: int
     max_steps_per_interval: int
     batching: Batching = Batching.FCFS
+    router_order: RouterOrder = RouterOrder.FCFS
     records: bool = False
     fixed_steps: bool = False
 

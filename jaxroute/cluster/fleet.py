@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.engine import advance, idle_engine
-from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.queue import insert
+from jaxroute.cluster.router_queue import empty_router_queue, head_of, leave, receive
 from jaxroute.types import (
     EMPTY,
     ClusterParams,
@@ -31,12 +31,13 @@ def initial_state(config: ClusterConfig, params: ClusterParams, workload: Worklo
         now=jnp.int32(0),
         arrived=jnp.int32(0),
         dispatched=jnp.int32(0),
+        held=empty_router_queue(config, requests),
         engines=engines,
         scrape=_read_metrics(params.instances, engines, jnp.int32(0)),
         instance=nobody,
         dispatch_step=nobody,
     )
-    return _receive(workload, state)
+    return receive(workload, state)
 
 
 def step(
@@ -57,7 +58,7 @@ def step(
     state = dispatch(config, workload, state, action)
     run_engine = jax.vmap(lambda instance, engine: advance(config, instance, workload, engine, state.now, params.dt))
     engines, log = run_engine(params.instances, state.engines)
-    state = _receive(workload, state.replace(engines=engines, now=state.now + 1))
+    state = receive(workload, state.replace(engines=engines, now=state.now + 1))
     fresh = _read_metrics(params.instances, state.engines, state.now)
     due = state.now % params.scrape_period == 0
     scrape = jax.tree.map(lambda one, other: jnp.where(due, one, other), fresh, state.scrape)
@@ -68,13 +69,13 @@ def dispatch(config: ClusterConfig, workload: Workload, state: ClusterState, act
     """Sends the head of the router queue to instance `action`, if there is a head and such an instance."""
     requests = workload.prompt_tokens.shape[0]
     instances = state.engines.running.shape[0]
-    head = jnp.minimum(state.dispatched, requests - 1)
+    head = head_of(workload, state)
     sends = (state.dispatched < state.arrived) & (action >= 0) & (action < instances)
     wanted = sends & (jnp.arange(instances, dtype=jnp.int32) == action)
     engines = jax.vmap(lambda engine, here: _receive_request(config, workload, engine, head, here))(
         state.engines, wanted
     )
-    state = state.replace(engines=engines, dispatched=state.dispatched + sends.astype(jnp.int32))
+    state = leave(state.replace(engines=engines), head, sends)
     if state.instance is None or state.dispatch_step is None:
         return state
     row = jnp.where(sends, head, requests)
@@ -114,18 +115,6 @@ def _receive_request(
         awaiting_prompt_tokens=engine.awaiting_prompt_tokens + prompt_tokens,
         overflow=engine.overflow | (wanted & full),
     )
-
-
-def _receive(workload: Workload, state: ClusterState) -> ClusterState:
-    """Counts the requests that have reached the router by the start of interval `now`."""
-    last = workload.visible_step.shape[0] - 1
-
-    def more(arrived: jax.Array) -> jax.Array:
-        here = workload.visible_step[jnp.minimum(arrived, last)] <= state.now
-        return (arrived < workload.num_requests) & here
-
-    arrived = repeat_while(more, lambda arrived: arrived + more(arrived).astype(jnp.int32), state.arrived)
-    return state.replace(arrived=arrived)
 
 
 def _read_metrics(instances: InstanceParams, engines: EngineState, now: jax.Array) -> Scrape:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxroute.cluster.clock import make_interval
-from jaxroute.cluster.config import SCHEDULERS, Batching, ClusterConfig
+from jaxroute.cluster.config import SCHEDULERS, Batching, ClusterConfig, RouterOrder
 from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS, StepProfile
 from jaxroute.types import ClusterParams, InstanceParams, StepCoefficients
@@ -70,6 +70,7 @@ def make_config(
     queue_capacity: int,
     dt: float = 0.02,
     batching: str = "fcfs",
+    router_order: str = "fcfs",
     records: bool = False,
     slots: int | None = None,
 ) -> ClusterConfig:
@@ -80,6 +81,7 @@ def make_config(
       queue_capacity: Q; a request that is dispatched when an instance already holds Q others overflows.
       dt: router interval, seconds.
       batching: a `Batching` by value.
+      router_order: a `RouterOrder` by value.
       records: whether to keep per-request records and the log of engine steps.
       slots: S; by default the largest `max_num_seqs`.
 
@@ -89,6 +91,9 @@ def make_config(
     orders = [order.value for order in Batching]
     if batching not in orders:
         raise InputError(f"unknown batching order {batching!r}; known: {', '.join(orders)}")
+    router_orders = [order.value for order in RouterOrder]
+    if router_order not in router_orders:
+        raise InputError(f"unknown order of the router queue {router_order!r}; known: {', '.join(router_orders)}")
     most_seqs = max(p.max_num_seqs for p in profiles)
     if slots is not None and slots < most_seqs:
         raise InputError(
@@ -103,6 +108,7 @@ def make_config(
         phases=max(p.block_size for p in profiles),
         max_steps_per_interval=max(steps_per_interval(p, dt) for p in profiles),
         batching=Batching(batching),
+        router_order=RouterOrder(router_order),
         records=records,
     )
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxroute.cluster import clock
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.fleet import is_full
+from jaxroute.cluster.router_queue import head_of
 from jaxroute.types import ClusterParams, ClusterState, EngineState, RouterView, Time, Workload
 
 
@@ -18,7 +19,7 @@ def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload
     metric of a known age. True output lengths enter only through what has already been streamed.
     """
     engines = state.engines
-    head = jnp.minimum(state.dispatched, workload.prompt_tokens.shape[0] - 1)
+    head = head_of(workload, state)
     has_head = state.dispatched < state.arrived
     arrival = Time(step=workload.arrival.step[head], offset=workload.arrival.offset[head])
     head_wait = clock.seconds_between(arrival, clock.at_step(state.now), params.dt)

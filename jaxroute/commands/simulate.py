@@ -41,7 +41,8 @@ class Simulate:
     out: Path
     """Folder to write to."""
     policy: str = "all"
-    """Policies, with commas; all: every heuristic; assigned:FILE.csv replays given decisions."""
+    """Policies, with commas; all: every heuristic; NAME+spf: shortest predicted output first at the router;
+    assigned:FILE.csv replays given decisions."""
     instances: int = 4
     """I, servers in the fleet."""
     scheduler: str = "chunked"
@@ -68,6 +69,8 @@ class Simulate:
     """Coefficient of variation of the gaps under --arrivals gamma."""
     prediction: str = "oracle"
     """What the router is told of output lengths: oracle (the true bucket), none, or a probability such as 0.8."""
+    ageing: float = 5.0
+    """Predicted tokens that a second of waiting is worth under +spf."""
     overlong: Literal["error", "clip", "drop"] = "error"
     """What to do with requests that a server cannot hold: stop, cut the prompt, or leave them out."""
     scrape_s: float = 0.1
@@ -81,7 +84,7 @@ class Simulate:
 
     def run(self) -> None:
         """Runs it."""
-        from jaxroute.policies import ASSIGNED, expand_names, heuristic
+        from jaxroute.policies import ASSIGNED, expand_names, heuristic, split_order
         from jaxroute.simulate import replay, simulate
 
         console = table_console()
@@ -95,8 +98,10 @@ class Simulate:
         heuristics = [heuristic(name) for name in names if name not in replays]
         results: dict[str, RunResult] = {}
         with _progress(console, "simulating") as report:
-            if heuristics:
-                runs = simulate(fleet, table, prediction, heuristics, seed=self.seed, progress=report)
+            for order in dict.fromkeys(split_order(policy.name)[1] for policy in heuristics):
+                ordered = dataclasses.replace(fleet, router_order=order, ageing=self.ageing)
+                group = [policy for policy in heuristics if split_order(policy.name)[1] == order]
+                runs = simulate(ordered, table, prediction, group, seed=self.seed, progress=report)
                 results |= {run.policy: run for run in runs}
             for name, decisions in replays.items():
                 short = ASSIGNED.removesuffix(":") if len(replays) == 1 else f"assigned-{Path(name).stem}"

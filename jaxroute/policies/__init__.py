@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from jaxroute.errors import InputError
@@ -37,28 +38,46 @@ HEURISTICS: dict[str, Policy] = {
 }
 """All heuristics by name."""
 
+SHORTEST_FIRST = "+spf"
+"""Suffix of a policy whose router queue is in shortest-predicted order."""
+
 ASSIGNED = "assigned:"
 """Prefix of a policy that replays decisions from a file."""
 
 
+def split_order(name: str) -> tuple[str, str]:
+    """A policy's name without its suffix, and the order of the router queue that it asks for."""
+    if name.endswith(SHORTEST_FIRST):
+        return name.removesuffix(SHORTEST_FIRST), "shortest-predicted"
+    return name, "fcfs"
+
+
 def heuristic(name: str) -> Policy:
-    """The heuristic of that name.
+    """The heuristic of that name; one with the suffix `+spf` keeps it in its own name.
 
     Raises:
       InputError: there is none.
     """
-    if name not in HEURISTICS:
-        raise InputError(f"unknown policy {name!r}; known: {', '.join(HEURISTICS)}, {ASSIGNED}FILE.csv, or all")
-    return HEURISTICS[name]
+    plain, _ = split_order(name)
+    if plain not in HEURISTICS:
+        raise InputError(
+            f"unknown policy {name!r}; known: {', '.join(HEURISTICS)} (each also with {SHORTEST_FIRST} behind it), "
+            f"{ASSIGNED}FILE.csv, or all"
+        )
+    return dataclasses.replace(HEURISTICS[plain], name=name)  # type: ignore[type-var]
 
 
 def expand_names(names: list[str]) -> list[str]:
-    """The policies that a list asks for: `all` stands for every heuristic, repeated names count once.
+    """The policies that a list asks for: `all` (`all+spf`) stands for every heuristic; repeated names count once.
 
     Raises:
       InputError: the list is empty, or holds an unknown name.
     """
-    expanded = [each for name in names for each in (HEURISTICS if name == "all" else [name])]
+    expanded = []
+    for name in names:
+        plain, _ = split_order(name)
+        suffix = name.removeprefix(plain)
+        expanded += [each + suffix for each in HEURISTICS] if plain == "all" else [name]
     if not expanded:
         raise InputError(f"no policy given; known: {', '.join(HEURISTICS)}")
     for name in expanded:
@@ -71,4 +90,13 @@ def expand_names(names: list[str]) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-__all__ = ["ASSIGNED", "HEURISTICS", "Policy", "PolicyState", "expand_names", "heuristic"]
+__all__ = [
+    "ASSIGNED",
+    "HEURISTICS",
+    "SHORTEST_FIRST",
+    "Policy",
+    "PolicyState",
+    "expand_names",
+    "heuristic",
+    "split_order",
+]

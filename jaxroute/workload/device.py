@@ -13,7 +13,18 @@ from jaxroute.workload.table import RequestTable
 LATEST_STEP = 2**30
 
 
-def to_device(table: RequestTable, prediction: Prediction, *, dt: float, size: int | None = None) -> Workload:
+DEFAULT_AGEING = 5.0
+"""Predicted tokens that a second of waiting is worth in the shortest-predicted order of the router queue."""
+
+
+def to_device(
+    table: RequestTable,
+    prediction: Prediction,
+    *,
+    dt: float,
+    size: int | None = None,
+    ageing: float = DEFAULT_AGEING,
+) -> Workload:
     """The workload of a table.
 
     Args:
@@ -21,6 +32,8 @@ def to_device(table: RequestTable, prediction: Prediction, *, dt: float, size: i
       prediction: what the router is told of their output lengths.
       dt: router interval, seconds.
       size: N, padding the table; by default its length.
+      ageing: predicted tokens per second of waiting, >= 0, by which the shortest-predicted order puts a request
+        further to the front; 0 lets long requests starve.
 
     Raises:
       InputError: the table is longer than `size`, or an arrival is too late for the int32 interval count.
@@ -31,6 +44,8 @@ def to_device(table: RequestTable, prediction: Prediction, *, dt: float, size: i
         raise InputError(f"{table.name}: {count} requests do not fit in a workload of {size}")
     if table.arrival_s[-1] / dt > LATEST_STEP:
         raise InputError(f"{table.name}: the last arrival is {table.arrival_s[-1]:.0f} s, too late for dt = {dt} s")
+    if not (np.isfinite(ageing) and ageing >= 0):
+        raise InputError(f"ageing is {ageing!r}, must be a finite number of tokens per second >= 0")
     step, offset, visible = _arrival_steps(table.arrival_s, dt)
 
     def column(values: np.ndarray, fill: int) -> jnp.ndarray:
@@ -49,6 +64,7 @@ def to_device(table: RequestTable, prediction: Prediction, *, dt: float, size: i
         predicted_tokens=column(prediction.tokens, 1),
         predicted_upper=column(prediction.upper, 1),
         task=column(table.task, 0),
+        priority=column(_priority(table.arrival_s, prediction.tokens, ageing), 0),
         num_requests=jnp.int32(count),
     )
 
@@ -66,3 +82,11 @@ def _arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.nda
     offset = np.where(on_border, 0.0, np.clip(arrival_s - step * dt, 0.0, np.nextafter(np.float32(dt), np.float32(0))))
     visible = np.maximum.accumulate(np.where(on_border, step, step + 1))
     return step.astype(np.int64), offset.astype(np.float32), visible.astype(np.int64)
+
+
+def _priority(arrival_s: np.ndarray, predicted_tokens: np.ndarray, ageing: float) -> np.ndarray:
+    """Rank by predicted tokens less `ageing` times the time waited; all wait equally fast, so it never changes."""
+    order = np.lexsort((arrival_s, predicted_tokens + ageing * arrival_s))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
