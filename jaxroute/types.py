@@ -1,6 +1,7 @@
 """The pytrees of the simulator: frozen dataclasses (flax's `PyTreeNode`) whose every leaf is a jax array.
 
-Axis letters: I instances, S request slots of one instance, Q places of one waiting queue, N requests of a workload.
+Axis letters: I instances, S request slots of one instance, Q places of one waiting queue, N requests of a workload,
+B output-length buckets.
 Shapes are those of one fleet; `vmap` puts an axis in front. Tokens and requests are int32, times float32 seconds.
 """
 
@@ -68,6 +69,9 @@ class Workload(struct.PyTreeNode):
       predicted_tokens: [N] int32, output tokens that stand for the predicted bucket.
       predicted_upper: [N] int32, most output tokens of the predicted bucket.
       task: [N] int32.
+      lead_s: [N + 1] float32, running sum of the seconds from each arrival to the start of the interval in which it
+        becomes visible.
+      ideal_s: [N] float32, T_j of the paper: estimated time that the request takes on an idle server.
       priority: [N] int32, rank in the shortest-predicted order of the router queue, ageing included.
       num_requests: [] int32.
     """
@@ -80,6 +84,8 @@ class Workload(struct.PyTreeNode):
     predicted_tokens: jax.Array
     predicted_upper: jax.Array
     task: jax.Array
+    lead_s: jax.Array
+    ideal_s: jax.Array
     priority: jax.Array
     num_requests: jax.Array
 
@@ -166,6 +172,20 @@ class WaitingQueue(struct.PyTreeNode):
     count: jax.Array
     preempted: jax.Array
     predicted_left: jax.Array
+
+
+class BucketCounts(struct.PyTreeNode):
+    """Requests of one instance by predicted output-length bucket: the paper's P_t and D_t.
+
+    Attributes:
+      awaiting: [B] int32, dispatched, without a first token.
+      streaming: [B] int32, with a first token, unfinished.
+      first: [B] int32, those of `awaiting` whose first token the engine step in progress yields.
+    """
+
+    awaiting: jax.Array
+    streaming: jax.Array
+    first: jax.Array
 
 
 class EngineStep(struct.PyTreeNode):
@@ -261,11 +281,13 @@ class EngineState(struct.PyTreeNode):
       awaiting_first: [] int32, requests here without a first token.
       awaiting_prompt_tokens: [] int32, their prompt tokens.
       finished: [] int32, requests finished so far.
+      finished_early_s: [] float32, seconds from each finish in the latest interval to the end of it, summed.
       preemptions: [] int32, preemptions so far.
       recomputed_tokens: [] int32, computed KV tokens that preemptions dropped so far.
       overflow: [] bool, whether a request found the waiting queue full (the run is then void).
       stuck: [] bool, whether work was there that can never run (the run is then void).
       overrun: [] bool, whether an interval held more engine steps than were simulated (the run is then void).
+      buckets: requests by predicted bucket, or None where they are not counted.
       ledger: per-request records, or None where none are kept.
     """
 
@@ -284,11 +306,13 @@ class EngineState(struct.PyTreeNode):
     awaiting_first: jax.Array
     awaiting_prompt_tokens: jax.Array
     finished: jax.Array
+    finished_early_s: jax.Array
     preemptions: jax.Array
     recomputed_tokens: jax.Array
     overflow: jax.Array
     stuck: jax.Array
     overrun: jax.Array
+    buckets: BucketCounts | None
     ledger: Ledger | None
 
 
@@ -376,6 +400,10 @@ class RouterView(struct.PyTreeNode):
       scraped_running, scraped_waiting: [I] int32.
       scraped_kv_usage: [I] float32 in [0, 1].
       scraped_age: [] float32, seconds since the scrape.
+      least_predicted_left: [I] int32, predicted output tokens left of the streaming request that has the fewest; 0
+        where nothing streams.
+      awaiting_by_bucket: [I, B] int32, requests without a first token by predicted bucket; None if not counted.
+      streaming_by_bucket: [I, B] int32, unfinished ones with a first token, likewise.
     """
 
     now: jax.Array
@@ -399,3 +427,6 @@ class RouterView(struct.PyTreeNode):
     scraped_waiting: jax.Array
     scraped_kv_usage: jax.Array
     scraped_age: jax.Array
+    least_predicted_left: jax.Array
+    awaiting_by_bucket: jax.Array | None
+    streaming_by_bucket: jax.Array | None

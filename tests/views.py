@@ -16,6 +16,7 @@ FIELDS_BY_INSTANCE = (
     "predicted_tokens_left",
     "scraped_running",
     "scraped_waiting",
+    "least_predicted_left",
 )
 
 
@@ -40,8 +41,10 @@ def view(instances: int = 3, **changes: object) -> RouterView:
         "profile": params.instances,
         "scraped_kv_usage": jnp.zeros(instances, jnp.float32),
         "scraped_age": jnp.float32(0),
+        "awaiting_by_bucket": None,
+        "streaming_by_bucket": None,
     }
     for name, value in changes.items():
         like = fields[name]
-        fields[name] = jnp.asarray(value, like.dtype)  # type: ignore[attr-defined]
+        fields[name] = jnp.asarray(value, jnp.int32 if like is None else like.dtype)  # type: ignore[attr-defined]
     return RouterView(**fields)

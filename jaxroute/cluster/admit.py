@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxroute.cluster import ledger
+from jaxroute.cluster.bucket_counts import yields_first
 from jaxroute.cluster.config import Batching, ClusterConfig, Scheduler
 from jaxroute.cluster.kv import blocks_for
 from jaxroute.cluster.lanes import repeat_while
@@ -182,7 +183,9 @@ def _admit_one(
         decode_count=decode_count,
         wanted=wanted & whole,
     )
-    is_first = (wanted & whole & (first_prompt > 0)).astype(jnp.int32)
+    yields_one = wanted & whole & (first_prompt > 0)
+    state = state.replace(buckets=yields_first(state.buckets, workload, request, yields_one))
+    is_first = yields_one.astype(jnp.int32)
     squares = chunk.astype(jnp.float32) ** 2
     return state, Admission(
         budget=sums.budget - one * chunk,

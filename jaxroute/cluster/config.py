@@ -48,6 +48,7 @@ class ClusterConfig:
       max_steps_per_interval: K, engine steps that one instance can start in one router interval at the most.
       batching: order of the waiting queues.
       router_order: order of the router queue.
+      buckets: B, output-length buckets by which an instance's requests are counted; 0 for no such counts.
       records: whether per-request records and the log of engine steps are kept.
       fixed_steps: whether every interval runs all K engine steps (a scan, which reverse-mode gradients go through)
         instead of only those that some lane needs (a while loop, which is faster). The results are the same.
@@ -59,6 +60,7 @@ class ClusterConfig:
     max_steps_per_interval: int
     batching: Batching = Batching.FCFS
     router_order: RouterOrder = RouterOrder.FCFS
+    buckets: int = 0
     records: bool = False
     fixed_steps: bool = False
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxroute.cluster import clock
 from jaxroute.cluster.admit import admit, can_admit
+from jaxroute.cluster.bucket_counts import empty_counts, yields_first
 from jaxroute.cluster.config import ClusterConfig, Scheduler
 from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.ledger import empty_ledger
@@ -58,11 +59,13 @@ def idle_engine(config: ClusterConfig, requests: int) -> EngineState:
         awaiting_first=zero,
         awaiting_prompt_tokens=zero,
         finished=zero,
+        finished_early_s=jnp.float32(0),
         preemptions=zero,
         recomputed_tokens=zero,
         overflow=no,
         stuck=no,
         overrun=no,
+        buckets=empty_counts(config.buckets),
         ledger=empty_ledger(config.slots, requests) if config.records else None,
     )
 
@@ -94,7 +97,7 @@ def advance(
         count, engine, steps = carry
         return count + 1, *engine_step(config, params, workload, engine, now, dt, count, steps)
 
-    start = (jnp.int32(0), state, log)
+    start = (jnp.int32(0), state.replace(finished_early_s=jnp.zeros_like(state.finished_early_s)), log)
     if config.fixed_steps:
         _, state, log = jax.lax.scan(
             lambda carry, _: (body(carry), None), start, None, length=config.max_steps_per_interval
@@ -122,7 +125,10 @@ def engine_step(
     ends = state.step.busy & (state.step.end.step <= now)
     start = clock.select(ends, state.step.end, clock.at_step(now))
     start_rest = jnp.where(ends, state.step.end_rest, 0)
-    state = end_step(params, state, ends, dt)
+    finished_before = state.finished
+    state = end_step(params, workload, state, ends, dt)
+    finishes = (state.finished - finished_before).astype(jnp.float32)
+    state = state.replace(finished_early_s=state.finished_early_s + finishes * (dt.seconds - start.offset))
     starts = ~state.step.busy & ~state.stuck & ((state.running > 0) | (state.queue.count > 0))
 
     # Scheduling. Prefill-first admits before it looks at the running requests; the others do the reverse.
@@ -137,8 +143,10 @@ def engine_step(
     chunk_kv = state.partial.kv
     decode_count = state.decode_count + decodes.astype(jnp.int32)
     first_prompt = state.partial.first_prompt_tokens
+    partial_request = state.slots.request[jnp.maximum(state.partial.slot, 0)]
     state, completed = _compute_running(params, state, demand, decodes, decode_count)
     first_prompt = jnp.where(completed, first_prompt, 0)
+    state = state.replace(buckets=yields_first(state.buckets, workload, partial_request, first_prompt > 0))
     first_order = state.admissions << config.slot_bits
     state, admitted = admit(
         config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxroute.cluster.bucket_counts import dispatched
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.engine import advance, idle_engine
 from jaxroute.cluster.queue import insert
@@ -114,6 +115,7 @@ def _receive_request(
         awaiting_first=engine.awaiting_first + one,
         awaiting_prompt_tokens=engine.awaiting_prompt_tokens + prompt_tokens,
         overflow=engine.overflow | (wanted & full),
+        buckets=dispatched(engine.buckets, workload, request, taken),
     )
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxroute.cluster import clock
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.fleet import is_full
+from jaxroute.cluster.queue import positions, predicted_left
 from jaxroute.cluster.router_queue import head_of
-from jaxroute.types import ClusterParams, ClusterState, EngineState, RouterView, Time, Workload
+from jaxroute.types import NEVER, ClusterParams, ClusterState, EngineState, RouterView, Time, Workload
 
 
 def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload, state: ClusterState) -> RouterView:
@@ -45,16 +46,38 @@ def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload
         scraped_waiting=state.scrape.waiting,
         scraped_kv_usage=state.scrape.kv_usage,
         scraped_age=(state.now - state.scrape.step).astype(jnp.float32) * params.dt.seconds,
+        least_predicted_left=jax.vmap(_least_predicted_left, in_axes=(0, None))(engines, workload),
+        awaiting_by_bucket=None if engines.buckets is None else engines.buckets.awaiting,
+        streaming_by_bucket=None if engines.buckets is None else engines.buckets.streaming,
     )
 
 
-def _predicted_tokens_left(engine: EngineState) -> jax.Array:
-    """Sum over the requests of one instance of predicted less streamed tokens, no term below 0."""
+def true_left(engine: EngineState) -> jax.Array:
+    """[S] output tokens that have not been streamed yet; of a free slot, nothing meaningful."""
     slots = engine.slots
     slot = jnp.arange(slots.order.shape[0], dtype=jnp.int32)
     # The step in progress is already in `decode_count`, but its tokens have not been streamed yet.
     in_step = engine.step.busy & (engine.step.decodes | (slots.order >= engine.step.first_order))
     left = slots.finish_at - engine.decode_count + in_step.astype(jnp.int32)
-    left = jnp.where(slot == engine.partial.slot, engine.partial.output_left, left)
-    terms = jnp.where(slots.order >= 0, jnp.maximum(left + slots.bias, 0), 0)
+    return jnp.where(slot == engine.partial.slot, engine.partial.output_left, left)
+
+
+def _predicted_tokens_left(engine: EngineState) -> jax.Array:
+    """Sum over the requests of one instance of predicted less streamed tokens, no term below 0."""
+    terms = jnp.where(engine.slots.order >= 0, jnp.maximum(true_left(engine) + engine.slots.bias, 0), 0)
     return jnp.sum(terms, dtype=jnp.int32) + engine.queue.predicted_left
+
+
+def _least_predicted_left(engine: EngineState, workload: Workload) -> jax.Array:
+    """The fewest predicted tokens left of a request that has begun to stream; 0 where none has.
+
+    A preempted request counts as well: all that the router sees of the preemption is a pause.
+    """
+    slots, queue = engine.slots, engine.queue
+    left = true_left(engine)
+    streams = (slots.order >= 0) & (left < workload.output_tokens[slots.request])
+    running = jnp.min(jnp.where(streams, jnp.maximum(left + slots.bias, 0), NEVER))
+    paused = (positions(queue) < queue.count) & (queue.generated > 0)
+    waiting = jnp.min(jnp.where(paused, predicted_left(workload, queue.request, queue.generated), NEVER))
+    least = jnp.minimum(running, waiting)
+    return jnp.where(least == NEVER, 0, least)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxroute.errors import InputError
+from jaxroute.profiles import StepProfile
 from jaxroute.types import Time, Workload
 from jaxroute.workload.prediction import Prediction
 from jaxroute.workload.table import RequestTable
@@ -24,6 +25,7 @@ def to_device(
     dt: float,
     size: int | None = None,
     ageing: float = DEFAULT_AGEING,
+    profile: StepProfile | None = None,
 ) -> Workload:
     """The workload of a table.
 
@@ -34,6 +36,8 @@ def to_device(
       size: N, padding the table; by default its length.
       ageing: predicted tokens per second of waiting, >= 0, by which the shortest-predicted order puts a request
         further to the front; 0 lets long requests starve.
+
+      profile: the server that the ideal times stand for; without one they are 1 s.
 
     Raises:
       InputError: the table is longer than `size`, or an arrival is too late for the int32 interval count.
@@ -64,6 +68,8 @@ def to_device(
         predicted_tokens=column(prediction.tokens, 1),
         predicted_upper=column(prediction.upper, 1),
         task=column(table.task, 0),
+        lead_s=jnp.asarray(_lead_sums(visible, table.arrival_s, dt, size)),
+        ideal_s=jnp.asarray(_ideal_s(table.prompt_tokens, prediction.tokens, profile, size)),
         priority=column(_priority(table.arrival_s, prediction.tokens, ageing), 0),
         num_requests=jnp.int32(count),
     )
@@ -90,3 +96,21 @@ def _priority(arrival_s: np.ndarray, predicted_tokens: np.ndarray, ageing: float
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank
+
+
+def _lead_sums(visible: np.ndarray, arrival_s: np.ndarray, dt: float, size: int) -> np.ndarray:
+    lead = np.maximum(visible * dt - arrival_s, 0.0)
+    sums = np.concatenate([[0.0], np.cumsum(lead)])
+    return np.pad(sums, (0, size + 1 - len(sums)), mode="edge").astype(np.float32)
+
+
+def _ideal_s(
+    prompt_tokens: np.ndarray, predicted_tokens: np.ndarray, profile: StepProfile | None, size: int
+) -> np.ndarray:
+    """Prompt tokens times the time of one, and predicted output tokens times that of a decode step (section 5.3)."""
+    ideal = np.ones(size, np.float32)
+    if profile is not None:
+        per_prompt_token = (profile.step_ms([(1000, 0)], []) - profile.step_ms([(1, 0)], [])) / 999
+        per_output_token = profile.step_ms([], [512])
+        ideal[: len(prompt_tokens)] = (prompt_tokens * per_prompt_token + predicted_tokens * per_output_token) / 1e3
+    return ideal
