@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.fleet import is_void
+from jaxroute.devices import lane_mesh, lane_sharding
 from jaxroute.policies import heuristic
 from jaxroute.profiles import load_profile
 from jaxroute.progress import VoidRunError
@@ -164,9 +165,9 @@ def run_bench(settings: Iterable[Setting], *, seed: int = 0, repeats: int = 3) -
 
 def memory_bandwidth(megabytes: int = 256, repeats: int = 5) -> float:
     """Bytes per second that all devices together stream from memory, measured by `x + 1` in place."""
-    mesh = _mesh(len(jax.devices()))
+    mesh = lane_mesh(len(jax.devices()))
     size = megabytes * 2**20 // 4
-    values = jax.device_put(jnp.zeros(size - size % len(jax.devices()), jnp.float32), _sharding(mesh))
+    values = jax.device_put(jnp.zeros(size - size % len(jax.devices()), jnp.float32), lane_sharding(mesh))
     advance = jax.jit(lambda x: x + 1, donate_argnums=0)
     values = jax.block_until_ready(advance(values))
     best = float("inf")
@@ -209,7 +210,7 @@ def _measure(setting: Setting, seed: int, repeats: int, bandwidth: float) -> Row
     fleet = dataclasses.replace(fleet, queue_capacity=QUEUE_CAPACITY)
     config, params = fleet.config(setting.requests, records=setting.records), fleet.params()
     policy = heuristic("round-robin")
-    mesh = _mesh(min(len(jax.devices()), setting.envs))
+    mesh = lane_mesh(min(len(jax.devices()), setting.envs))
     per_device = setting.envs // mesh.size
     tables = _tables(setting, seed, setting.envs)
     columns = [to_device(table, predict(table, "oracle", seed=seed), dt=fleet.dt) for table in tables]
@@ -217,7 +218,7 @@ def _measure(setting: Setting, seed: int, repeats: int, bandwidth: float) -> Row
     lanes = jax.vmap(lambda workload, key: start_lane(config, params, workload, policy.initial_state(1), key))(
         workloads, jax.random.split(jax.random.key(seed), setting.envs)
     )
-    workloads, lanes = jax.device_put((workloads, lanes), _sharding(mesh))
+    workloads, lanes = jax.device_put((workloads, lanes), lane_sharding(mesh))
     jax.clear_caches()
     start = time.perf_counter()
     program = run_to_end.lower(
@@ -278,15 +279,6 @@ def _bytes_of(tree: object) -> int:
     # Typed keys are opaque: their bytes do not matter here.
     arrays = [leaf for leaf in jax.tree.leaves(tree) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
-
-
-def _mesh(devices: int) -> jax.sharding.Mesh:
-    auto = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((devices,), ("lanes",), axis_types=auto, devices=jax.devices()[:devices])
-
-
-def _sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lanes"))
 
 
 def _load_reference() -> ModuleType | None:

@@ -19,11 +19,18 @@ def main(arguments: list[str] | None = None) -> None:
 
     from jaxroute.commands.bench import Bench
     from jaxroute.commands.data import Data
+    from jaxroute.commands.evaluate import Evaluate
     from jaxroute.commands.profiles import Profiles
     from jaxroute.commands.simulate import Simulate
     from jaxroute.errors import InputError
 
-    commands: dict[str, Callable[..., Any]] = {"simulate": Simulate, "bench": Bench, "data": Data, "profiles": Profiles}
+    commands: dict[str, Callable[..., Any]] = {
+        "simulate": Simulate,
+        "evaluate": Evaluate,
+        "bench": Bench,
+        "data": Data,
+        "profiles": Profiles,
+    }
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="jaxroute", description="Request routing for LLM serving, simulated in JAX.", args=arguments
     )

@@ -71,7 +71,7 @@ def write_requests_csv(result: RunResult, path: str | Path) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(zip(*(map(_field, values.tolist()) for values in columns.values()), strict=True))
+        writer.writerows(zip(*(map(csv_field, values.tolist()) for values in columns.values()), strict=True))
 
 
 def write_summary_json(summaries: Sequence[Summary], settings: Mapping[str, object], path: str | Path) -> None:
@@ -89,25 +89,26 @@ def write_summary_json(summaries: Sequence[Summary], settings: Mapping[str, obje
         policies[summary.policy] = {
             field: value for field, value in dataclasses.asdict(summary).items() if field != "policy"
         }
-    text = json.dumps(_plain({"settings": settings, "policies": policies}), indent=2, allow_nan=False)
+    text = json.dumps(plain_json({"settings": settings, "policies": policies}), indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _field(value: object) -> str:
+def csv_field(value: object) -> str:
+    """A value as a field of a CSV file: floats to 1e-7, empty where they are NaN."""
     if not isinstance(value, float):
         return str(value)
     return "" if math.isnan(value) else f"{value:z.7f}"
 
 
-def _plain(value: object) -> object:
+def plain_json(value: object) -> object:
     """The value in JSON's own types: NumPy and paths converted, a number that JSON cannot hold as null."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

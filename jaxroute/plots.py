@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,13 +25,19 @@ from jaxroute.errors import InputError
 from jaxroute.output import atomic_path
 from jaxroute.results import RunResult, Timeline
 
+if TYPE_CHECKING:
+    from jaxroute.evaluation import CellResult
+
 DPI = 150
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 SKY, VERMILLION, BLACK, GREY = "#56B4E9", "#D55E00", "#000000", "#8A8A8A"
 POLICY_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D")
 MAX_POINTS = 2000
 MAX_OUTLINED_STEPS = 400
+LINEAR_PERCENT = 5.0
+"""Changes up to here are drawn about linearly in `relative_latency`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +179,73 @@ def policy_comparison(results: Sequence[RunResult]) -> Figure:
     axes.grid(False, axis="y")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def relative_latency(cells: Sequence[CellResult]) -> Figure:
+    """Change of the mean E2E against the reference policy over load, with 95 % intervals: a row of panels per workload.
+
+    The y axis (%) is linear around 0 and logarithmic beyond `LINEAR_PERCENT`, so that one policy that is far off leaves
+    the others to be told apart.
+    """
+    panels = list(dict.fromkeys((cell.workload, cell.instances) for cell in cells))
+    sizes = len({instances for _, instances in panels})
+    columns = sizes if 1 < sizes <= 4 else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    names = [name for name in cells[0].policies if name != cells[0].reference]
+    height = max(0.5 + 3.3 * rows, 0.6 + 0.22 * len(names))
+    figure = Figure(figsize=(2.8 + 4.2 * columns, height), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey="row", squeeze=False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        own = sorted((cell for cell in cells if (cell.workload, cell.instances) == panel), key=lambda cell: cell.load)
+        _draw_changes(axes, own, names)
+        plural = "s" if panel[1] > 1 else ""
+        axes.set_title(f"{Path(panel[0]).name}, {panel[1]} instance{plural}", fontsize="medium")
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        _label_percent_axis(axes)
+        axes.set_ylabel(f"mean E2E against {cells[0].reference}")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=2.8)
+    return figure
+
+
+def _draw_changes(axes: Axes, cells: Sequence[CellResult], names: Sequence[str]) -> None:
+    """One panel: a line over load for each policy, side by side so that intervals do not cover each other."""
+    loads = np.asarray([cell.load for cell in cells])
+    spread = 0.6 * min(np.diff(loads), default=0.5)
+    axes.axhline(0, color=GREY, lw=1.2, zorder=1)
+    for index, name in enumerate(names):
+        changes = [cell.policies[name].against_reference["e2e_mean_s"] for cell in cells]
+        x = loads + spread * ((index + 0.5) / len(names) - 0.5)
+        style = policy_line_style(index)
+        # Where there is one load only, there is no line whose style would tell.
+        marker = MARKERS[index // len(POLICY_COLOURS) % len(MARKERS)]
+        axes.plot(x, [change.value for change in changes], marker=marker, ms=4.5, lw=1.4, label=name, **style)
+        low, high = np.asarray([(change.low, change.high) for change in changes]).T
+        known = ~np.isnan(low)
+        axes.vlines(x[known], low[known], high[known], color=style["color"], lw=1.6)
+    axes.set_yscale("asinh", linear_width=LINEAR_PERCENT)
+    axes.set_xticks(loads, [f"{load:g}" for load in loads])
+    axes.set_xlim(loads[0] - 0.7 * spread, loads[-1] + 0.7 * spread)
+    _tidy(axes, xlabel="load")
+    axes.grid(False, axis="x")
+
+
+def _label_percent_axis(axes: Axes) -> None:
+    """Round percentages that keep clear of each other, the roundest first, on an axis with zero in it."""
+    transform = axes.yaxis.get_transform()
+    low, high = axes.get_ylim()
+    gap = 0.07 * np.ptp(transform.transform(np.asarray([low, high])))
+    ticks: list[float] = []
+    for size in (0, 100, 10, 50, 1, 5, 20, 1000, 2, 200, 500, 30, 0.5):
+        for tick in dict.fromkeys((size, -size)):
+            away = np.abs(transform.transform(np.asarray([*ticks, np.inf])) - transform.transform(np.asarray([tick])))
+            if low <= tick <= high and away.min() >= gap:
+                ticks.append(tick)
+    axes.set_yticks(sorted(ticks), [f"{tick:+g} %" if tick else "0 %" for tick in sorted(ticks)])
+    axes.set_yticks([], minor=True)
 
 
 def _draw_steps(axes: Axes, timeline: Timeline, shown: np.ndarray, outlined: bool) -> None:

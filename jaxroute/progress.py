@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.errors import InputError
+from jaxroute.profiles import StepProfile
 from jaxroute.types import ClusterState
 from jaxroute.workload.table import RequestTable
 
 PATIENCE_S = 3600.0
 """Simulated seconds for which a router may hold requests while the whole fleet is idle."""
+
+MOST_INTERVALS = 2**30
+"""Where int32 interval counts end."""
 
 
 class VoidRunError(InputError):
@@ -53,6 +60,23 @@ def check_progress(
                 f"{place}: the router still holds {held[lane]} requests {waited:.0f} s after the last arrival while "
                 "the whole fleet is idle; the policy never dispatches them"
             )
+
+
+def interval_limit(tables: Sequence[RequestTable], profiles: Sequence[StepProfile], dt: float) -> int:
+    """Router intervals within which any run over one of the tables ends, unless its router holds on to requests.
+
+    Twice the time of serving them one after the other on the slowest server, after the last arrival and `PATIENCE_S`;
+    a power of two, so that workloads of like length share a compiled program.
+    """
+    longest_s = 0.0
+    for table in tables:
+        prompt, output = int(table.prompt_tokens.max()), int(table.output_tokens.max())
+        for profile in profiles:
+            prefills_s = len(table) * profile.step_ms([(prompt, 0)], []) / 1e3
+            decodes_s = int(table.output_tokens.sum()) * profile.step_ms([], [prompt + output]) / 1e3
+            longest_s = max(longest_s, float(table.arrival_s[-1]) + 2 * (prefills_s + decodes_s))
+    intervals = (longest_s + PATIENCE_S) / dt
+    return min(MOST_INTERVALS, 2 ** math.ceil(math.log2(intervals + 2)))
 
 
 def _reject(flags: object, message: str) -> None:

@@ -261,7 +261,7 @@ def test_importing_the_package_stays_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["bench"], ["data"], ["profiles"]])
+@pytest.mark.parametrize("command", [[], ["simulate"], ["evaluate"], ["bench"], ["data"], ["profiles"]])
 def test_help_names_every_command(command: list[str]) -> None:
     script = [sys.executable, "-m", "jaxroute.cli", *command, "--help"]
     done = subprocess.run(script, capture_output=True, text=True, check=True)

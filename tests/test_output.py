@@ -95,7 +95,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_temporary(tmp_pa
             raise RuntimeError("disk full")
         return str(value)
 
-    monkeypatch.setattr(output, "_field", field_that_breaks_in_the_second_row)
+    monkeypatch.setattr(output, "csv_field", field_that_breaks_in_the_second_row)
     with pytest.raises(RuntimeError, match="disk full"):
         output.write_requests_csv(small_result(), path)
     assert 11 in rows_seen

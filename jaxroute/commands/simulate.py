@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from jaxroute import metrics
-from jaxroute.commands.console import table_console
-from jaxroute.errors import InputError
+from jaxroute.commands.console import progress_bar, table_console
+from jaxroute.commands.options import FleetOptions, check_folder, names_of, rate_warning, smallest_profile
 
 if TYPE_CHECKING:
     from jaxroute.policies.assigned import Decisions
     from jaxroute.results import RunResult
     from jaxroute.simulate import Fleet
-    from jaxroute.simulate import Progress as Report
     from jaxroute.workload.prediction import Prediction
     from jaxroute.workload.table import RequestTable
 
@@ -27,15 +24,13 @@ PICTURE_SPAN_S = 20.0
 """Seconds of engine steps that one timeline picture shows."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Simulate:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Simulate(FleetOptions):
     """Run one or several routing policies over one workload on one fleet, and compare them.
 
     Writes DIR/POLICY.requests.csv, DIR/summary.json and pictures; nothing is written if anything is wrong.
     """
 
-    profile: str
-    """Profile of the servers, by name (see `jaxroute profiles`) or JSON file; several with commas for a mixed fleet."""
     workload: str
     """five-task, a synthetic set (see `jaxroute data`), or a trace file."""
     out: Path
@@ -45,36 +40,16 @@ class Simulate:
     assigned:FILE.csv replays given decisions."""
     instances: int = 4
     """I, servers in the fleet."""
-    scheduler: str = "chunked"
-    """prefill-first, chunked or whole-prompt; several with commas for a mixed fleet."""
-    batching: str = "fcfs"
-    """Order of the servers' waiting queues: fcfs, least-work-left or bin-packing."""
     rate: float | None = None
     """Mean requests per second; a trace is stretched to it."""
     requests: int | None = None
     """Number of requests; of a trace, the first ones."""
-    kv_tokens: int | None = None
-    """KV cache size of every server, tokens; by default the profile's."""
-    max_num_seqs: int | None = None
-    """Most sequences that a server runs at once; by default the profile's."""
-    max_num_batched_tokens: int | None = None
-    """Token budget of an engine step; by default the profile's."""
     seed: int = 0
     """Seed of the workload and of random choices; every policy sees the same requests."""
-    dt: float = 0.02
-    """Router interval, seconds."""
     arrivals: Literal["poisson", "gamma", "constant"] = "poisson"
     """Arrival process of generated workloads."""
     cv: float = 2.0
     """Coefficient of variation of the gaps under --arrivals gamma."""
-    prediction: str = "oracle"
-    """What the router is told of output lengths: oracle (the true bucket), none, or a probability such as 0.8."""
-    ageing: float = 5.0
-    """Predicted tokens that a second of waiting is worth under +spf."""
-    overlong: Literal["error", "clip", "drop"] = "error"
-    """What to do with requests that a server cannot hold: stop, cut the prompt, or leave them out."""
-    scrape_s: float = 0.1
-    """Time between two scrapes of the servers' metrics, seconds."""
     heavy_prompt_s: float = 0.5
     """A prompt of a synthetic set is heavy when its prefill alone takes this long, seconds."""
     heavy_decode_s: float = 5.0
@@ -88,18 +63,17 @@ class Simulate:
         from jaxroute.simulate import replay, simulate
 
         console = table_console()
-        names = expand_names([name.strip() for name in self.policy.split(",") if name.strip()])
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"--out {self.out}: is a file; give a folder")
-        fleet = self._fleet()
+        names = expand_names(names_of(self.policy))
+        check_folder(self.out)
+        fleet = self.fleet_of(self.instances)
         table, prediction = self._workload(fleet, console)
         fleet.check(table)
         replays = {name: self._decisions(name, table) for name in names if name.startswith(ASSIGNED)}
         heuristics = [heuristic(name) for name in names if name not in replays]
         results: dict[str, RunResult] = {}
-        with _progress(console, "simulating") as report:
+        with progress_bar(console, "simulating") as report:
             for order in dict.fromkeys(split_order(policy.name)[1] for policy in heuristics):
-                ordered = dataclasses.replace(fleet, router_order=order, ageing=self.ageing)
+                ordered = dataclasses.replace(fleet, router_order=order)
                 group = [policy for policy in heuristics if split_order(policy.name)[1] == order]
                 runs = simulate(ordered, table, prediction, group, seed=self.seed, progress=report)
                 results |= {run.policy: run for run in runs}
@@ -109,39 +83,13 @@ class Simulate:
                 self._warn_of_delays(results[name], decisions.dispatch_s, console)
         self._write([results[name] for name in names], console)
 
-    def _fleet(self) -> Fleet:
-        from jaxroute.profiles import load_profile
-        from jaxroute.simulate import Fleet
-
-        if self.instances < 1:
-            raise InputError(f"--instances is {self.instances}, must be at least 1")
-        profiles = [load_profile(name) for name in _spread(self.profile, self.instances, "--profile")]
-        if self.max_num_seqs is not None:
-            profiles = [dataclasses.replace(profile, max_num_seqs=self.max_num_seqs) for profile in profiles]
-        if self.max_num_batched_tokens is not None:
-            budget = self.max_num_batched_tokens
-            profiles = [dataclasses.replace(profile, max_num_batched_tokens=budget) for profile in profiles]
-        if self.kv_tokens is not None:
-            profiles = [profile.with_kv_tokens(self.kv_tokens) for profile in profiles]
-        fleet = Fleet(
-            profiles=tuple(profiles),
-            schedulers=tuple(_spread(self.scheduler, self.instances, "--scheduler")),
-            dt=self.dt,
-            batching=self.batching,
-            scrape_s=self.scrape_s,
-        )
-        fleet.params()
-        fleet.config(1, records=False)
-        return fleet
-
     def _workload(self, fleet: Fleet, console: Console) -> tuple[RequestTable, Prediction]:
         from jaxroute.workload import fit_to_context, make_workload
         from jaxroute.workload.prediction import predict
 
-        smallest = min(fleet.profiles, key=lambda profile: min(profile.max_model_len, profile.kv_tokens))
         table = make_workload(
             self.workload,
-            profile=smallest,
+            profile=smallest_profile(fleet),
             requests=self.requests,
             rate=self.rate,
             seed=self.seed,
@@ -150,18 +98,12 @@ class Simulate:
             heavy_prompt_s=self.heavy_prompt_s,
             heavy_decode_s=self.heavy_decode_s,
         )
-        longest = [min(profile.max_model_len for profile in fleet.profiles)]
-        if self.overlong != "error":
-            longest.append(fleet.longest_request)
-        for limit in longest:
+        for limit in self.limits(fleet):
             table, report = fit_to_context(table, limit, self.overlong)
             if report.changed:
                 console.print(f"[yellow]{report.text}[/]")
-        if table.mean_rate > 1 / self.dt:
-            console.print(
-                f"[yellow]{table.name} brings {table.mean_rate:.0f} requests/s, but a router that acts every "
-                f"{self.dt} s sends at most {1 / self.dt:.0f}; the difference queues at the router: lower --dt[/]"
-            )
+        if warning := rate_warning(table.name, table.mean_rate, self.dt):
+            console.print(f"[yellow]{warning}[/]")
         return table, predict(table, self.prediction, seed=self.seed)
 
     def _decisions(self, name: str, table: RequestTable) -> Decisions:
@@ -188,30 +130,12 @@ class Simulate:
         self.out.mkdir(parents=True, exist_ok=True)
         for result in results:
             write_requests_csv(result, self.out / f"{result.policy}.requests.csv")
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
-        write_summary_json(summaries, settings, self.out / "summary.json")
+        write_summary_json(summaries, self.settings(), self.out / "summary.json")
         if self.pictures:
             with console.status("drawing"):
                 _draw(results, summaries, self.out)
         console.print(comparison_table(summaries))
         console.print(f"written to {self.out}")
-
-
-def _spread(text: str, instances: int, option: str) -> list[str]:
-    values = [value.strip() for value in text.split(",") if value.strip()]
-    if len(values) == 1:
-        return values * instances
-    if len(values) != instances:
-        raise InputError(f"{option}: {len(values)} values for {instances} instances; give one, or one for each")
-    return values
-
-
-@contextmanager
-def _progress(console: Console, what: str) -> Iterator[Report]:
-    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _draw(results: Sequence[RunResult], summaries: Sequence[metrics.Summary], folder: Path) -> None:

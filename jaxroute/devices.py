@@ -1,0 +1,16 @@
+"""The devices that a batch of lanes is spread over, as one mesh axis."""
+
+from __future__ import annotations
+
+import jax
+
+
+def lane_mesh(devices: int) -> jax.sharding.Mesh:
+    """The first `devices` devices on one axis, `lanes`."""
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("lanes",), axis_types=auto, devices=jax.devices()[:devices])
+
+
+def lane_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Splits a leading [E] evenly over the mesh."""
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("lanes"))
