@@ -53,13 +53,8 @@ class ClusterRouting(Environment[Any, Any]):
 
     @property
     def default_params(self) -> EnvParams:
-        """Those of `make_env.default_environment`; any other environment takes what came with it from `make`."""
-        from jaxroute.make_env import default_environment
-
-        environment, params = default_environment()
-        if environment != self:
-            raise ValueError("pass the parameters that jaxroute.make returned with this environment")
-        return params
+        """None: `jaxroute.make` returns the parameters beside the environment."""
+        raise ValueError("pass the parameters that jaxroute.make returned with this environment")
 
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[jax.Array, EnvState]:
         """Picks a workload of the bank and an age of the scraped signals; generates nothing."""

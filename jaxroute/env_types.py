@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 from flax import struct
 
-from jaxroute.types import ClusterParams, ClusterState, Workload
+from jaxroute.cluster.state import ClusterState
+from jaxroute.types import ClusterParams, Workload
 
 
 class EnvParams(struct.PyTreeNode):

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxroute.candidates import Candidate
 from jaxroute.cluster.config import ClusterConfig
+from jaxroute.cluster.state import ClusterState
 from jaxroute.cluster.view import router_view
 from jaxroute.devices import lane_mesh, lane_sharding
 from jaxroute.errors import InputError
@@ -24,7 +25,7 @@ from jaxroute.progress import VoidRunError, check_progress, interval_limit
 from jaxroute.results import RunResult
 from jaxroute.rollout import Lane, run_to_end, start_lane
 from jaxroute.simulate import Fleet, Progress, records_of
-from jaxroute.types import ClusterParams, ClusterState, Workload
+from jaxroute.types import ClusterParams, Workload
 from jaxroute.workload.device import to_device
 from jaxroute.workload.prediction import predict
 from jaxroute.workload.table import RequestTable

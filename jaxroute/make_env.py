@@ -89,11 +89,21 @@ def make(
     return ClusterRouting(config, len(fleet.profiles), reward, observation), params
 
 
+class DefaultClusterRouting(ClusterRouting):
+    """The environment that `gymnax.make` gives, which brings its own parameters."""
+
+    @property
+    def default_params(self) -> EnvParams:
+        """Those of `default_environment`."""
+        return default_environment()[1]
+
+
 @functools.cache
 def default_environment() -> tuple[ClusterRouting, EnvParams]:
     """Four V100 with Llama-2-7B, chunked, and eight workloads of 500 five-task requests at 20/s."""
     fleet = Fleet((load_profile("v100-32gb-llama2-7b"),) * 4, ("chunked",) * 4)
-    return make(fleet=fleet, tables=[five_task(500, 20.0, seed) for seed in range(8)])
+    env, params = make(fleet=fleet, tables=[five_task(500, 20.0, seed) for seed in range(8)])
+    return DefaultClusterRouting(env.config, env.instances, env.reward, env.observation), params
 
 
 def register() -> None:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxroute.cluster.config import ClusterConfig
+from jaxroute.cluster.state import ClusterState
 from jaxroute.errors import InputError
 from jaxroute.profiles import StepProfile
-from jaxroute.types import ClusterState
 from jaxroute.workload.table import RequestTable
 
 PATIENCE_S = 3600.0

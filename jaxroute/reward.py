@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.queue import positions
+from jaxroute.cluster.state import ClusterState, EngineState
 from jaxroute.cluster.view import true_left
-from jaxroute.types import NEVER, ClusterState, EngineState, Workload
+from jaxroute.types import NEVER, Workload
 
 COMPLETION_REWARD = 60.0
 """r_w of the paper (appendix A.9.3)."""

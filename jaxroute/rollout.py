@@ -10,9 +10,10 @@ from flax import struct
 
 from jaxroute.cluster import fleet
 from jaxroute.cluster.config import ClusterConfig
+from jaxroute.cluster.state import ClusterState, StepLog
 from jaxroute.cluster.view import router_view
 from jaxroute.policies.protocol import Policy, PolicyState
-from jaxroute.types import ClusterParams, ClusterState, StepLog, Workload
+from jaxroute.types import ClusterParams, Workload
 
 
 class Lane(struct.PyTreeNode):

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.params import DEFAULT_SCRAPE_S, check_requests_fit, longest_request, make_config, make_params
+from jaxroute.cluster.state import ClusterState
 from jaxroute.policies.assigned import Decisions
 from jaxroute.policies.bank import PolicyBank
 from jaxroute.policies.protocol import Policy
@@ -19,7 +20,7 @@ from jaxroute.progress import check_progress
 from jaxroute.results import RequestRecords, RunResult
 from jaxroute.rollout import run_intervals, stack_lanes, start_lane
 from jaxroute.timeline import TimelineBuilder, collect
-from jaxroute.types import ClusterParams, ClusterState, Time
+from jaxroute.types import ClusterParams, Time
 from jaxroute.workload.device import DEFAULT_AGEING, to_device
 from jaxroute.workload.prediction import Prediction
 from jaxroute.workload.table import RequestTable

@@ -13,7 +13,8 @@ from jaxroute.cluster.kv import blocks_for
 from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.queue import place_of, positions, remove
 from jaxroute.cluster.slots import first_index, join_decode
-from jaxroute.types import EngineState, InstanceParams, PartialPrefill, Time, Workload
+from jaxroute.cluster.state import EngineState, PartialPrefill
+from jaxroute.types import InstanceParams, Time, Workload
 
 
 class Admission(struct.PyTreeNode):

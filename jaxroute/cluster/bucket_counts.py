@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxroute.types import BucketCounts, Workload
+from jaxroute.cluster.state import BucketCounts
+from jaxroute.types import Workload
 
 
 def empty_counts(buckets: int) -> BucketCounts | None:

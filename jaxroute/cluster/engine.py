@@ -15,19 +15,9 @@ from jaxroute.cluster.preempt import Demand, chunk_blocks, crossings, preempt_un
 from jaxroute.cluster.queue import empty_queue
 from jaxroute.cluster.retire import end_step
 from jaxroute.cluster.slots import empty_slots, join_decode
+from jaxroute.cluster.state import EngineState, EngineStep, PartialPrefill, StepLog
 from jaxroute.cluster.step_time import StepWork, step_time
-from jaxroute.types import (
-    EMPTY,
-    NEVER,
-    EngineState,
-    EngineStep,
-    InstanceParams,
-    Interval,
-    PartialPrefill,
-    StepLog,
-    Time,
-    Workload,
-)
+from jaxroute.types import EMPTY, NEVER, InstanceParams, Interval, Time, Workload
 
 
 def idle_engine(config: ClusterConfig, requests: int) -> EngineState:

@@ -10,16 +10,8 @@ from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.engine import advance, idle_engine
 from jaxroute.cluster.queue import insert
 from jaxroute.cluster.router_queue import empty_router_queue, head_of, leave, receive
-from jaxroute.types import (
-    EMPTY,
-    ClusterParams,
-    ClusterState,
-    EngineState,
-    InstanceParams,
-    Scrape,
-    StepLog,
-    Workload,
-)
+from jaxroute.cluster.state import ClusterState, EngineState, Scrape, StepLog
+from jaxroute.types import EMPTY, ClusterParams, InstanceParams, Workload
 
 
 def initial_state(config: ClusterConfig, params: ClusterParams, workload: Workload) -> ClusterState:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster import clock
-from jaxroute.types import EMPTY, EngineState, Interval, Ledger, Stamps, Time
+from jaxroute.cluster.state import EngineState, Ledger, Stamps
+from jaxroute.types import EMPTY, Interval, Time
 
 
 def empty_ledger(slots: int, requests: int) -> Ledger:

@@ -12,7 +12,8 @@ from jaxroute.cluster.kv import blocks_for
 from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.queue import push_front
 from jaxroute.cluster.slots import leave_decode, release
-from jaxroute.types import EMPTY, EngineState, InstanceParams, Workload
+from jaxroute.cluster.state import EngineState
+from jaxroute.types import EMPTY, InstanceParams, Workload
 
 
 class Demand(struct.PyTreeNode):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.config import Batching
-from jaxroute.types import EMPTY, WaitingQueue, Workload
+from jaxroute.cluster.state import WaitingQueue
+from jaxroute.types import EMPTY, Workload
 
 
 def empty_queue(capacity: int) -> WaitingQueue:

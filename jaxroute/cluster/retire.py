@@ -9,7 +9,8 @@ from jaxroute.cluster import ledger
 from jaxroute.cluster.bucket_counts import finished, step_ended
 from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.slots import first_index, leave_decode
-from jaxroute.types import EngineState, InstanceParams, Interval, Workload
+from jaxroute.cluster.state import EngineState
+from jaxroute.types import InstanceParams, Interval, Workload
 
 
 def end_step(

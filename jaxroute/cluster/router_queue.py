@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxroute.cluster.config import ClusterConfig, RouterOrder
 from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.slots import first_index
-from jaxroute.types import NEVER, ClusterState, Workload
+from jaxroute.cluster.state import ClusterState
+from jaxroute.types import NEVER, Workload
 
 
 def empty_router_queue(config: ClusterConfig, requests: int) -> jax.Array | None:

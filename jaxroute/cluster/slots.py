@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.kv import blocks_for, phase_of
-from jaxroute.types import EMPTY, NEVER, EngineState, InstanceParams, Slots
+from jaxroute.cluster.state import EngineState, Slots
+from jaxroute.types import EMPTY, NEVER, InstanceParams
 
 
 def empty_slots(count: int) -> Slots:

@@ -10,7 +10,8 @@ from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.fleet import is_full
 from jaxroute.cluster.queue import positions, predicted_left
 from jaxroute.cluster.router_queue import head_of
-from jaxroute.types import NEVER, ClusterParams, ClusterState, EngineState, RouterView, Time, Workload
+from jaxroute.cluster.state import ClusterState, EngineState
+from jaxroute.types import NEVER, ClusterParams, RouterView, Time, Workload
 
 
 def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload, state: ClusterState) -> RouterView:

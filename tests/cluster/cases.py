@@ -14,6 +14,7 @@ import numpy as np
 import reference as ref
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.params import make_config, make_params, steps_per_interval
+from jaxroute.cluster.state import ClusterState
 from jaxroute.policies.assigned import Assigned
 from jaxroute.policies.protocol import Policy
 from jaxroute.profiles import StepProfile
@@ -22,7 +23,7 @@ from jaxroute.results import RequestRecords, Timeline
 from jaxroute.rollout import run_intervals, stack_lanes, start_lane
 from jaxroute.simulate import records_of
 from jaxroute.timeline import TimelineBuilder, collect
-from jaxroute.types import ClusterState, Workload
+from jaxroute.types import Workload
 from jaxroute.workload.device import to_device
 from jaxroute.workload.prediction import predict
 from jaxroute.workload.table import RequestTable

@@ -13,7 +13,8 @@ import pytest
 
 from jaxroute.cluster import fleet
 from jaxroute.cluster.params import make_params
-from jaxroute.types import ClusterParams, ClusterState
+from jaxroute.cluster.state import ClusterState
+from jaxroute.types import ClusterParams
 
 
 def run(case: cases.Case, params: ClusterParams, intervals: int, *, fixed_steps: bool) -> ClusterState:

@@ -11,8 +11,9 @@ import pytest
 
 from jaxroute.cluster import fleet
 from jaxroute.cluster.params import make_params
+from jaxroute.cluster.state import ClusterState
 from jaxroute.cluster.view import router_view
-from jaxroute.types import NEVER, ClusterState
+from jaxroute.types import NEVER
 
 SEEDS = range(10)
 
