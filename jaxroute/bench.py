@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxroute.cluster.fleet import is_void
 from jaxroute.devices import lane_mesh, lane_sharding
 from jaxroute.policies import heuristic
-from jaxroute.profiles import load_profile
+from jaxroute.profiles import StepProfile, load_profile
 from jaxroute.progress import VoidRunError
 from jaxroute.rollout import run_to_end, start_lane
 from jaxroute.simulate import Fleet
@@ -46,6 +46,7 @@ class Setting:
       envs: E, simulated side by side, each with its own 2,000 requests.
       records: whether per-request records are kept.
       profile: of every instance.
+      slots: S, most sequences that an instance runs at once.
       rate: requests per second, for the whole fleet.
       requests: of each environment.
     """
@@ -55,6 +56,7 @@ class Setting:
     envs: int = 64
     records: bool = False
     profile: str = "v100-32gb-llama2-7b"
+    slots: int = 128
     rate: float = 20.0
     requests: int = 2000
 
@@ -126,6 +128,9 @@ FULL = (
     Setting(instances=2, rate=10.0),
     Setting(instances=8, rate=40.0),
     Setting(instances=16, rate=48.0),
+    Setting(slots=32, rate=16.0),
+    Setting(slots=256),
+    Setting(slots=512),
     Setting(profile="h100-80gb-llama2-7b"),
 )
 """Everything that is worth knowing."""
@@ -184,7 +189,7 @@ def reference_requests_per_cpu_s(setting: Setting, seed: int) -> float | None:
     if reference is None:
         return None
     table = _tables(setting, seed, 1)[0]
-    profile = load_profile(setting.profile)
+    profile = _profile(setting)
     requests = [
         reference.RefRequest(float(arrival), int(prompt), int(output))
         for arrival, prompt, output in zip(table.arrival_s, table.prompt_tokens, table.output_tokens, strict=True)
@@ -206,7 +211,8 @@ def reference_requests_per_cpu_s(setting: Setting, seed: int) -> float | None:
 
 
 def _measure(setting: Setting, seed: int, repeats: int, bandwidth: float) -> Row:
-    fleet = Fleet((load_profile(setting.profile),) * setting.instances, (setting.scheduler,) * setting.instances)
+    profile = _profile(setting)
+    fleet = Fleet((profile,) * setting.instances, (setting.scheduler,) * setting.instances)
     fleet = dataclasses.replace(fleet, queue_capacity=QUEUE_CAPACITY)
     config, params = fleet.config(setting.requests, records=setting.records), fleet.params()
     policy = heuristic("round-robin")
@@ -260,6 +266,10 @@ def _measure(setting: Setting, seed: int, repeats: int, bandwidth: float) -> Row
     )
 
 
+def _profile(setting: Setting) -> StepProfile:
+    return dataclasses.replace(load_profile(setting.profile), max_num_seqs=setting.slots)
+
+
 def _chunk(per_device: int) -> int:
     """Lanes side by side: few enough for a core's cache on CPU, all of them elsewhere."""
     if jax.default_backend() != "cpu":
@@ -268,7 +278,7 @@ def _chunk(per_device: int) -> int:
 
 
 def _tables(setting: Setting, seed: int, count: int) -> list[RequestTable]:
-    profile = load_profile(setting.profile)
+    profile = _profile(setting)
     return [
         make_workload("five-task", profile=profile, requests=setting.requests, rate=setting.rate, seed=seed + env)
         for env in range(count)

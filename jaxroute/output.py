@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxroute import metrics
 from jaxroute.errors import InputError
-from jaxroute.metrics import Summary
+from jaxroute.metrics import Summary, reference_summary, relative_change_percent
 from jaxroute.results import RunResult
 
 
@@ -75,7 +75,9 @@ def write_requests_csv(result: RunResult, path: str | Path) -> None:
 
 
 def write_summary_json(summaries: Sequence[Summary], settings: Mapping[str, object], path: str | Path) -> None:
-    """Writes `summary.json`: `{"settings": {...}, "policies": {name: summary}}`, null for what does not exist.
+    """Writes `summary.json`: settings, policies (name -> summary), and each number's change against the reference, %.
+
+    What does not exist is null.
 
     Raises:
       InputError: two summaries have the same policy name.
@@ -89,9 +91,24 @@ def write_summary_json(summaries: Sequence[Summary], settings: Mapping[str, obje
         policies[summary.policy] = {
             field: value for field, value in dataclasses.asdict(summary).items() if field != "policy"
         }
-    text = json.dumps(plain_json({"settings": settings, "policies": policies}), indent=2, allow_nan=False)
+    data = {"settings": settings, "policies": policies, **_changes(summaries)}
+    text = json.dumps(plain_json(data), indent=2, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _changes(summaries: Sequence[Summary]) -> dict[str, object]:
+    if not summaries:
+        return {}
+    reference = reference_summary(summaries)
+    fields = [name for name, value in vars(reference).items() if isinstance(value, float | int) and name != "count"]
+    changes = {
+        summary.policy: {
+            name: relative_change_percent(getattr(summary, name), getattr(reference, name)) for name in fields
+        }
+        for summary in summaries
+    }
+    return {"reference": reference.policy, "change_percent": changes}
 
 
 def csv_field(value: object) -> str:

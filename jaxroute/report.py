@@ -16,6 +16,7 @@ from jaxroute.metrics import Summary, reference_summary, relative_change_percent
 
 BEST_STYLE = "bold green"
 ABSENT = "-"
+DELTA = "Δ %"
 NAME_WIDTH = 26
 """Columns that a policy's name is given before it is folded."""
 
@@ -59,11 +60,11 @@ def _field(quantity: str, statistic: str, name: str, text: Callable[[Sequence[fl
     return Column(quantity, statistic, lambda summary, _: getattr(summary, name), text)
 
 
-def _change(quantity: str, name: str) -> Column:
+def _change(quantity: str, name: str, statistic: str = DELTA) -> Column:
     def value(summary: Summary, reference: Summary) -> float:
         return relative_change_percent(getattr(summary, name), getattr(reference, name))
 
-    return Column(quantity, "Δ %", value, _fixed("+z.1f"))
+    return Column(quantity, statistic, value, _fixed("+z.1f"))
 
 
 def _milliseconds(quantity: str, statistic: str, name: str) -> Column:
@@ -93,8 +94,27 @@ FLEET_COLUMNS = (
 )
 
 
+CHANGE_COLUMNS = (
+    _change("E2E", "e2e_mean_s", "mean"),
+    _change("E2E", "e2e_p50_s", "p50"),
+    _change("E2E", "e2e_p95_s", "p95"),
+    _change("E2E", "e2e_p99_s", "p99"),
+    _change("TTFT", "ttft_mean_s", "mean"),
+    _change("TTFT", "ttft_p99_s", "p99"),
+    _change("TBT", "tbt_mean_s", "mean"),
+    _change("TBT", "tbt_p99_s", "p99"),
+    _change("router", "router_wait_mean_s", "wait"),
+    _change("instance", "instance_wait_mean_s", "wait"),
+    _change("make-", "makespan_s", "span"),
+    _change("pre-", "preemptions", "empt."),
+    _change("recom-", "recomputed_tokens", "puted"),
+    _change("im-", "load_imbalance", "bal."),
+)
+"""Every number of the two tables as its change against the reference, in %."""
+
+
 def comparison_table(summaries: Sequence[Summary]) -> Group:
-    """Two stacked rich tables, latency and fleet, one row per policy, the best of each column highlighted.
+    """Stacked rich tables, one row per policy, the best of each column highlighted: latency, fleet, all changes in %.
 
     They fit into 120 terminal columns; a policy's name that leaves no room for the numbers is folded.
 
@@ -106,7 +126,11 @@ def comparison_table(summaries: Sequence[Summary]) -> Group:
     latency.title = f"{reference.workload}: {reference.count:,} requests, {len(reference.action_share)} instances"
     fleet = _rich_table(summaries, reference, FLEET_COLUMNS)
     fleet.caption = f"{_note(reference)} is highlighted"
-    return Group(latency, fleet)
+    if len(summaries) == 1:
+        return Group(latency, fleet)
+    changes = _rich_table(summaries, reference, CHANGE_COLUMNS)
+    changes.title = f"each against {reference.policy}, %"
+    return Group(latency, fleet, changes)
 
 
 def markdown_table(summaries: Sequence[Summary]) -> str:

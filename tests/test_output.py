@@ -72,6 +72,16 @@ def test_summary_json_holds_settings_and_one_summary_per_policy(tmp_path):
     assert "policy" not in document["policies"]["random"]
 
 
+def test_summary_json_gives_each_number_against_the_reference_in_percent(tmp_path):
+    base = metrics.summarise(small_result("round-robin"))
+    other = dataclasses.replace(base, policy="random", e2e_mean_s=2 * base.e2e_mean_s, preemptions=0)
+    output.write_summary_json([other, base], {}, tmp_path / "summary.json")
+    document = json.loads((tmp_path / "summary.json").read_text())
+    assert document["reference"] == "round-robin"
+    change = document["change_percent"]["random"]
+    assert (change["e2e_mean_s"], change["preemptions"], change["makespan_s"]) == (100.0, -100.0, 0.0)
+
+
 def test_what_does_not_exist_is_null_in_the_summary_json(tmp_path):
     output.write_summary_json([metrics.summarise(one_token_result())], {}, tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text())["policies"]["round-robin"]["tbt_mean_s"] is None

@@ -28,6 +28,8 @@ class Bench:
     """Scheduler of every instance: prefill-first, chunked or whole-prompt."""
     instances: int | None = None
     """I, instances of the fleet."""
+    slots: int | None = None
+    """S, most sequences that an instance runs at once."""
     envs: int | None = None
     """E, environments side by side; a multiple of the number of devices, or fewer."""
     profile: str | None = None
@@ -57,11 +59,11 @@ class Bench:
     def _settings(self) -> tuple[Setting, ...]:
         if self.repeats < 1:
             raise InputError(f"--repeats is {self.repeats}, must be at least 1")
-        names = ("scheduler", "instances", "envs", "profile")
+        names = ("scheduler", "instances", "slots", "envs", "profile")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if not given:
             return QUICK if self.quick else FULL
-        for name in ("instances", "envs"):
+        for name in ("instances", "slots", "envs"):
             if given.get(name, 1) < 1:
                 raise InputError(f"--{name} is {given[name]}, must be at least 1")
         if "instances" in given:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-TABLE_WIDTH = 130
+TABLE_WIDTH = 150
 """Columns of the tables where the output is no terminal."""
 
 
