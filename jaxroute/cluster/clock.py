@@ -62,6 +62,12 @@ def seconds_between(start: Time, end: Time, dt: Interval) -> jax.Array:
     return (end.step - start.step).astype(jnp.float32) * dt.seconds + (end.offset - start.offset)
 
 
+def later_of(one: Time, other: Time) -> Time:
+    """The later of two times."""
+    after = (one.step > other.step) | ((one.step == other.step) & (one.offset > other.offset))
+    return select(after, one, other)
+
+
 def select(condition: jax.Array, one: Time, other: Time) -> Time:
     """`one` where the condition holds, else `other`."""
     return Time(step=jnp.where(condition, one.step, other.step), offset=jnp.where(condition, one.offset, other.offset))

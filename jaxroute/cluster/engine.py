@@ -29,6 +29,8 @@ def idle_engine(config: ClusterConfig, requests: int) -> EngineState:
         end_rest=jnp.float32(0),
         decodes=no,
         first_order=zero,
+        admitted=zero,
+        completed_slot=jnp.int32(EMPTY),
         emits=zero,
         first_tokens=zero,
         first_prompt_tokens=zero,
@@ -133,7 +135,8 @@ def engine_step(
     chunk_kv = state.partial.kv
     decode_count = state.decode_count + decodes.astype(jnp.int32)
     first_prompt = state.partial.first_prompt_tokens
-    partial_request = state.slots.request[jnp.maximum(state.partial.slot, 0)]
+    partial_slot = state.partial.slot
+    partial_request = state.slots.request[jnp.maximum(partial_slot, 0)]
     state, completed = _compute_running(params, state, demand, decodes, decode_count)
     first_prompt = jnp.where(completed, first_prompt, 0)
     state = state.replace(buckets=yields_first(state.buckets, workload, partial_request, first_prompt > 0))
@@ -170,6 +173,8 @@ def engine_step(
         end_rest=end_rest,
         decodes=decodes,
         first_order=first_order,
+        admitted=admitted.count,
+        completed_slot=jnp.where(completed, partial_slot, EMPTY),
         emits=decode_seqs + completed.astype(jnp.int32) + admitted.count - cut.astype(jnp.int32),
         first_tokens=admitted.first_tokens + (first_prompt > 0).astype(jnp.int32),
         first_prompt_tokens=admitted.first_prompt_tokens + first_prompt,

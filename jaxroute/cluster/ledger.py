@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster import clock
+from jaxroute.cluster.lanes import repeat_while
 from jaxroute.cluster.state import EngineState, Ledger, Stamps
 from jaxroute.types import EMPTY, Interval, Time
 
@@ -17,6 +18,7 @@ def empty_ledger(slots: int, requests: int) -> Ledger:
     """A ledger of nothing."""
     return Ledger(
         slots=_empty_stamps(slots),
+        last_decode=clock.at_step(jnp.int32(EMPTY)),
         requests=_empty_stamps(requests),
         start=_no_time(requests),
         preemptions=jnp.zeros(requests, jnp.int32),
@@ -25,28 +27,44 @@ def empty_ledger(slots: int, requests: int) -> Ledger:
 
 
 def stamp_tokens(state: EngineState, ends: jax.Array, dt: Interval) -> Ledger | None:
-    """Stamps the tokens that the engine step in progress yields at its end, where `ends` ([] bool)."""
-    if state.ledger is None:
-        return None
-    order, step, stamps = state.slots.order, state.step, state.ledger.slots
-    slot = jnp.arange(order.shape[0], dtype=jnp.int32)
-    emits = ends & (order >= 0) & (slot != state.partial.slot) & (step.decodes | (order >= step.first_order))
-    has_token = stamps.first.step >= 0
-    gap = clock.seconds_between(stamps.last, step.end, dt)
-    slots = Stamps(
-        first=clock.select(emits & ~has_token, step.end, stamps.first),
-        last=clock.select(emits, step.end, stamps.last),
-        max_gap=jnp.where(emits & has_token, jnp.maximum(stamps.max_gap, gap), stamps.max_gap),
-    )
-    return state.ledger.replace(slots=slots)
+    """Stamps the tokens that the engine step in progress yields at its end, where `ends` ([] bool).
 
-
-def store(ledger: Ledger | None, slot: jax.Array, request: jax.Array, wanted: jax.Array) -> Ledger | None:
-    """Stores the stamps of the request that leaves `slot`, where `wanted`."""
+    All that decode do so in every decode step: one time, `last_decode`, stands for the latest token of each. Only those
+    that join them, from a prefill, are stamped one by one.
+    """
+    ledger, step = state.ledger, state.step
     if ledger is None:
         return None
+    order, stamps = state.slots.order, ledger.slots
+    slot = jnp.arange(order.shape[0], dtype=jnp.int32)
+    decoded = ends & step.decodes & (order >= 0) & (order < step.first_order)
+    decoded = decoded & (slot != state.partial.slot) & (slot != step.completed_slot)
+    gap = clock.seconds_between(clock.later_of(stamps.last, ledger.last_decode), step.end, dt)
+    max_gap = jnp.where(decoded, jnp.maximum(stamps.max_gap, gap), stamps.max_gap)
+    joining = jnp.where(ends, step.admitted + (step.completed_slot >= 0).astype(jnp.int32), 0)
+
+    def join(carry: tuple[jax.Array, Stamps]) -> tuple[jax.Array, Stamps]:
+        left, stamps = carry
+        taken = state.slots.free[jnp.maximum(state.running - left, 0)]
+        joiner = jnp.where(left > step.admitted, step.completed_slot, taken)
+        # A prefill that this step only cut has no token yet.
+        wanted = (left > 0) & (joiner != state.partial.slot)
+        return left - (left > 0).astype(jnp.int32), _stamp_joiner(stamps, joiner, step.end, wanted, dt)
+
+    _, stamps = repeat_while(lambda carry: carry[0] > 0, join, (joining, stamps.replace(max_gap=max_gap)))
+    return ledger.replace(slots=stamps, last_decode=clock.select(ends & step.decodes, step.end, ledger.last_decode))
+
+
+def store(
+    ledger: Ledger | None, slot: jax.Array, request: jax.Array, wanted: jax.Array, *, decodes: jax.Array
+) -> Ledger | None:
+    """Stores the stamps of the request that leaves `slot`, where `wanted`; `decodes` says whether it was decoding."""
+    if ledger is None:
+        return None
+    held = jax.tree.map(lambda leaf: leaf[slot], ledger.slots)
+    held = held.replace(last=clock.select(decodes, clock.later_of(held.last, ledger.last_decode), held.last))
     row = _row(request, wanted, ledger)
-    requests = jax.tree.map(lambda kept, held: kept.at[row].set(held[slot], mode="drop"), ledger.requests, ledger.slots)
+    requests = jax.tree.map(lambda kept, value: kept.at[row].set(value, mode="drop"), ledger.requests, held)
     return ledger.replace(requests=requests)
 
 
@@ -79,6 +97,19 @@ def count_preemption(
         preemptions=ledger.preemptions.at[row].add(1, mode="drop"),
         recomputed_tokens=ledger.recomputed_tokens.at[row].add(computed_tokens, mode="drop"),
     )
+
+
+def _stamp_joiner(stamps: Stamps, slot: jax.Array, end: Time, wanted: jax.Array, dt: Interval) -> Stamps:
+    held = jax.tree.map(lambda leaf: leaf[slot], stamps)
+    has_token = held.first.step >= 0
+    gap = clock.seconds_between(held.last, end, dt)
+    value = Stamps(
+        first=clock.select(has_token, held.first, end),
+        last=end,
+        max_gap=jnp.where(has_token, jnp.maximum(held.max_gap, gap), held.max_gap),
+    )
+    target = jnp.where(wanted, slot, stamps.max_gap.shape[0])
+    return jax.tree.map(lambda leaf, new: leaf.at[target].set(new, mode="drop"), stamps, value)
 
 
 def _row(request: jax.Array, wanted: jax.Array, ledger: Ledger) -> jax.Array:

@@ -82,7 +82,7 @@ def _preempt_last(
     one = wanted.astype(jnp.int32)
 
     crossed = crossings(params, state, state.decode_count)
-    book = ledger.store(state.ledger, slot, request, wanted)
+    book = ledger.store(state.ledger, slot, request, wanted, decodes=~is_partial)
     state = state.replace(
         queue=push_front(state.queue, workload, request, workload.output_tokens[request] - left, wanted),
         preemptions=state.preemptions + one,

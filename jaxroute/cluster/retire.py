@@ -42,7 +42,7 @@ def _finish_one(params: InstanceParams, workload: Workload, state: EngineState, 
     all_tokens = state.slots.kv_base[slot] + state.decode_count + 1
     one = wanted.astype(jnp.int32)
     state = state.replace(
-        ledger=ledger.store(state.ledger, slot, request, wanted),
+        ledger=ledger.store(state.ledger, slot, request, wanted, decodes=jnp.bool_(True)),
         in_flight_tokens=state.in_flight_tokens - one * all_tokens,
         finished=state.finished + one,
         buckets=finished(state.buckets, workload, request, wanted),

@@ -80,6 +80,9 @@ class EngineStep(struct.PyTreeNode):
       end_rest: [] float32, seconds that float32 rounded off `end`.
       decodes: [] bool, whether the sequences admitted before it decode in it.
       first_order: [] int32, the smallest `Slots.order` of a request that it admits.
+      admitted: [] int32, requests that it admits: their slots are the last `admitted` of the taken ones in
+        `Slots.free`.
+      completed_slot: [] int32, slot of the request whose partial prefill it completes, or EMPTY.
       emits: [] int32, tokens that it yields.
       first_tokens: [] int32, requests whose first token it yields.
       first_prompt_tokens: [] int32, prompt tokens of those requests.
@@ -90,6 +93,8 @@ class EngineStep(struct.PyTreeNode):
     end_rest: jax.Array
     decodes: jax.Array
     first_order: jax.Array
+    admitted: jax.Array
+    completed_slot: jax.Array
     emits: jax.Array
     first_tokens: jax.Array
     first_prompt_tokens: jax.Array
@@ -118,7 +123,8 @@ class Stamps(struct.PyTreeNode):
 
     Attributes:
       first: Time, of the first token; step is EMPTY before it.
-      last: Time, of the latest token.
+      last: Time, of the latest token; by slot, of the latest one that did not come from decoding next to others:
+        where `Ledger.last_decode` is later, that is the time.
       max_gap: float32, longest time between two tokens, seconds.
     """
 
@@ -132,6 +138,7 @@ class Ledger(struct.PyTreeNode):
 
     Attributes:
       slots: Stamps [S] of the running requests.
+      last_decode: Time [], end of the latest engine step that decoded.
       requests: Stamps [N], of requests when they were last preempted or finished (`last` is then the finish).
       start: Time [N], start of the engine step that first admitted the request.
       preemptions: [N] int32.
@@ -139,6 +146,7 @@ class Ledger(struct.PyTreeNode):
     """
 
     slots: Stamps
+    last_decode: Time
     requests: Stamps
     start: Time
     preemptions: jax.Array
