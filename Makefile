@@ -27,8 +27,9 @@ lint: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# No test needs a live server yet; pytest says so with 5.
 test-live: $(READY)
-	$(BIN)/python -m pytest -m live
+	$(BIN)/python -m pytest -m live || [ $$? -eq 5 ]
 
 bench: $(READY)
 	$(BIN)/jaxroute bench

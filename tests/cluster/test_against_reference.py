@@ -83,6 +83,15 @@ def test_starved_fleets_preempt_as_in_the_reference(scheduler: str, seed: int) -
     check(dataclasses.replace(case, profiles=starved, schedulers=(scheduler,) * cases.INSTANCES))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", BATCHING)
+def test_many_more_random_fleets_run_as_in_the_reference(batching: str) -> None:
+    """A thousand counted cases, the same in every run."""
+    for seed in range(1000):
+        case = cases.random_case(10_000_000 + seed, batching)
+        check(cases.chunk_small(case, 20 + seed % 50) if seed % 3 == 0 else case)
+
+
 def test_the_cases_reach_what_they_are_meant_to_reach() -> None:
     """A comparison proves little if nothing is preempted, held or cut: the seeds used here do all of it."""
     preempted = held = stalled = mixed = 0
