@@ -117,30 +117,54 @@ def engine_step(
     ends = state.step.busy & (state.step.end.step <= now)
     start = clock.select(ends, state.step.end, clock.at_step(now))
     start_rest = jnp.where(ends, state.step.end_rest, 0)
-    finished_before = state.finished
+    state = _finish(params, workload, state, ends, dt)
+    starts = ~state.step.busy & ~state.stuck & ((state.running > 0) | (state.queue.count > 0))
+    state, step, work, preempted = _schedule(config, params, workload, state, start, starts)
+    duration, duration_rest = step_time(params, work)
+    end, end_rest = clock.later(start, start_rest, duration, duration_rest, dt)
+    step = step.replace(end=end, end_rest=end_rest)
+    state = state.replace(
+        step=jax.tree.map(lambda new, old: jnp.where(step.busy, new, old), step, state.step),
+        stuck=state.stuck | (starts & ~step.busy),
+    )
+    return state, _log_step(log, row, start, duration, step.busy, work, preempted)
+
+
+def _finish(
+    params: InstanceParams, workload: Workload, state: EngineState, ends: jax.Array, dt: Interval
+) -> EngineState:
+    """Ends the step in progress, where `ends`, and adds up how early in the interval requests finished."""
+    finished_before, offset = state.finished, state.step.end.offset
     state = end_step(params, workload, state, ends, dt)
     finishes = (state.finished - finished_before).astype(jnp.float32)
-    state = state.replace(finished_early_s=state.finished_early_s + finishes * (dt.seconds - start.offset))
-    starts = ~state.step.busy & ~state.stuck & ((state.running > 0) | (state.queue.count > 0))
+    return state.replace(finished_early_s=state.finished_early_s + finishes * (dt.seconds - offset))
 
-    # Scheduling. Prefill-first admits before it looks at the running requests; the others do the reverse.
+
+def _schedule(
+    config: ClusterConfig,
+    params: InstanceParams,
+    workload: Workload,
+    state: EngineState,
+    start: Time,
+    starts: jax.Array,
+) -> tuple[EngineState, EngineStep, StepWork, jax.Array]:
+    """Chooses what the step that starts at `start` computes, where `starts` ([] bool).
+
+    Prefill-first admits before it looks at the running requests; the other schedulers do the reverse.
+
+    Returns:
+      The state, the step (not busy where there is nothing to run; its end is not set yet), its work, and the number
+      of requests preempted.
+    """
     prefill_first = params.scheduler == Scheduler.PREFILL_FIRST
     prefills_only = prefill_first & can_admit(config, params, workload, state, params.max_num_batched_tokens)
     decodes = starts & ~prefills_only
-    demand = _demand(params, state)
-    state, demand = preempt_until_it_fits(config, params, workload, state, demand, decodes)
-    decode_seqs = jnp.where(decodes, _decoding(state), 0)
-    context = jnp.where(decodes, state.context, 0)
-    chunk = jnp.where(decodes, demand.chunk, 0)
-    chunk_kv = state.partial.kv
+    state, demand = preempt_until_it_fits(config, params, workload, state, _demand(params, state), decodes)
+    decode_seqs, chunk = jnp.where(decodes, _decoding(state), 0), jnp.where(decodes, demand.chunk, 0)
+    context, partial = jnp.where(decodes, state.context, 0), state.partial
     decode_count = state.decode_count + decodes.astype(jnp.int32)
-    first_prompt = state.partial.first_prompt_tokens
-    partial_slot = state.partial.slot
-    partial_request = state.slots.request[jnp.maximum(partial_slot, 0)]
-    state, completed = _compute_running(params, state, demand, decodes, decode_count)
-    first_prompt = jnp.where(completed, first_prompt, 0)
-    state = state.replace(buckets=yields_first(state.buckets, workload, partial_request, first_prompt > 0))
     first_order = state.admissions << config.slot_bits
+    state, completed = _compute_running(params, workload, state, demand, decodes, decode_count)
     state, admitted = admit(
         config,
         params,
@@ -151,39 +175,27 @@ def engine_step(
         start=start,
         allowed=starts & (prefills_only | (~prefill_first & (demand.preempted == 0))),
     )
-    state = state.replace(decode_count=decode_count)
-
-    # Execution.
-    prefill_tokens = admitted.tokens + chunk
     chunk_float = chunk.astype(jnp.float32)
     work = StepWork(
-        prefill_tokens=prefill_tokens,
+        prefill_tokens=admitted.tokens + chunk,
         prefill_squares=admitted.squares + chunk_float**2,
-        prefill_times_kv=chunk_float * chunk_kv.astype(jnp.float32),
+        prefill_times_kv=chunk_float * partial.kv.astype(jnp.float32),
         decode_seqs=decode_seqs,
         context_tokens=context,
     )
-    duration, duration_rest = step_time(params, work)
-    runs = starts & (prefill_tokens + decode_seqs > 0)
     cut = (state.partial.slot >= 0) & (admitted.count > 0)
-    end, end_rest = clock.later(start, start_rest, duration, duration_rest, dt)
-    new_step = EngineStep(
-        busy=runs,
-        end=end,
-        end_rest=end_rest,
+    first_prompt = jnp.where(completed, partial.first_prompt_tokens, 0)
+    step = state.step.replace(
+        busy=starts & (work.prefill_tokens + decode_seqs > 0),
         decodes=decodes,
         first_order=first_order,
         admitted=admitted.count,
-        completed_slot=jnp.where(completed, partial_slot, EMPTY),
+        completed_slot=jnp.where(completed, partial.slot, EMPTY),
         emits=decode_seqs + completed.astype(jnp.int32) + admitted.count - cut.astype(jnp.int32),
         first_tokens=admitted.first_tokens + (first_prompt > 0).astype(jnp.int32),
         first_prompt_tokens=admitted.first_prompt_tokens + first_prompt,
     )
-    state = state.replace(
-        step=jax.tree.map(lambda one, other: jnp.where(runs, one, other), new_step, state.step),
-        stuck=state.stuck | (starts & ~runs),
-    )
-    return state, _log_step(log, row, start, duration, runs, prefill_tokens, decode_seqs, demand.preempted)
+    return state.replace(decode_count=decode_count), step, work, demand.preempted
 
 
 def _has_event(state: EngineState, now: jax.Array) -> jax.Array:
@@ -207,14 +219,22 @@ def _demand(params: InstanceParams, state: EngineState) -> Demand:
 
 
 def _compute_running(
-    params: InstanceParams, state: EngineState, demand: Demand, decodes: jax.Array, decode_count: jax.Array
+    params: InstanceParams,
+    workload: Workload,
+    state: EngineState,
+    demand: Demand,
+    decodes: jax.Array,
+    decode_count: jax.Array,
 ) -> tuple[EngineState, jax.Array]:
     """Computes the running requests' tokens; also says whether the partial prefill completes ([] bool)."""
     one = decodes.astype(jnp.int32)
     partial = state.partial
     completed = decodes & (partial.slot >= 0) & (demand.chunk == partial.left)
     known = partial.kv + partial.left
+    request = state.slots.request[jnp.maximum(partial.slot, 0)]
+    yields_one = completed & (partial.first_prompt_tokens > 0)
     state = state.replace(
+        buckets=yields_first(state.buckets, workload, request, yields_one),
         used_blocks=state.used_blocks + one * demand.blocks,
         context=state.context + one * _decoding(state),
         partial=partial.replace(
@@ -251,8 +271,7 @@ def _log_step(
     start: Time,
     duration: jax.Array,
     runs: jax.Array,
-    prefill_tokens: jax.Array,
-    decode_seqs: jax.Array,
+    work: StepWork,
     preemptions: jax.Array,
 ) -> StepLog | None:
     if log is None:
@@ -261,8 +280,8 @@ def _log_step(
     entry = StepLog(
         start_offset=start.offset,
         duration=duration,
-        prefill_tokens=prefill_tokens,
-        decode_seqs=decode_seqs,
+        prefill_tokens=work.prefill_tokens,
+        decode_seqs=work.decode_seqs,
         preemptions=preemptions,
     )
     return jax.tree.map(lambda rows, value: rows.at[target].set(value, mode="drop"), log, entry)

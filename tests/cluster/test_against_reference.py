@@ -52,7 +52,7 @@ def assert_same_events(records: RequestRecords, timeline: Timeline, expected: re
             assert (np.diff(column[order]) > -TOLERANCE_S).all()
 
 
-def check(case: cases.Case) -> None:
+def assert_as_in_the_reference(case: cases.Case) -> None:
     expected = cases.run_reference(case)
     _, records, timeline = cases.run_jax(case)
     assert_same_requests(records, expected, case.table.arrival_s)
@@ -63,13 +63,13 @@ def check(case: cases.Case) -> None:
 @given(seed=SEEDS)
 @quick
 def test_random_fleets_run_as_in_the_reference(batching: str, seed: int) -> None:
-    check(cases.random_case(seed, batching))
+    assert_as_in_the_reference(cases.random_case(seed, batching))
 
 
 @given(seed=SEEDS, budget=st.integers(8, 70))
 @quick
 def test_prompts_cut_into_chunks_run_as_in_the_reference(seed: int, budget: int) -> None:
-    check(cases.chunk_small(cases.random_case(seed), budget))
+    assert_as_in_the_reference(cases.chunk_small(cases.random_case(seed), budget))
 
 
 @pytest.mark.parametrize("scheduler", cases.SCHEDULERS)
@@ -80,7 +80,7 @@ def test_starved_fleets_preempt_as_in_the_reference(scheduler: str, seed: int) -
     starved = tuple(
         dataclasses.replace(p, kv_blocks=-(-210 // p.block_size) + 2, max_num_seqs=12) for p in case.profiles
     )
-    check(dataclasses.replace(case, profiles=starved, schedulers=(scheduler,) * cases.INSTANCES))
+    assert_as_in_the_reference(dataclasses.replace(case, profiles=starved, schedulers=(scheduler,) * cases.INSTANCES))
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_many_more_random_fleets_run_as_in_the_reference(batching: str) -> None:
     """A thousand counted cases, the same in every run."""
     for seed in range(1000):
         case = cases.random_case(10_000_000 + seed, batching)
-        check(cases.chunk_small(case, 20 + seed % 50) if seed % 3 == 0 else case)
+        assert_as_in_the_reference(cases.chunk_small(case, 20 + seed % 50) if seed % 3 == 0 else case)
 
 
 def test_the_cases_reach_what_they_are_meant_to_reach() -> None:
