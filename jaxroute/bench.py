@@ -25,7 +25,7 @@ from jaxroute.progress import VoidRunError
 from jaxroute.rollout import run_to_end, start_lane
 from jaxroute.simulate import Fleet
 from jaxroute.workload import make_workload
-from jaxroute.workload.device import to_device
+from jaxroute.workload.device import stack, to_device
 from jaxroute.workload.prediction import predict
 from jaxroute.workload.table import RequestTable
 
@@ -220,7 +220,7 @@ def _measure(setting: Setting, seed: int, repeats: int, bandwidth: float) -> Row
     per_device = setting.envs // mesh.size
     tables = _tables(setting, seed, setting.envs)
     columns = [to_device(table, predict(table, "oracle", seed=seed), dt=fleet.dt) for table in tables]
-    workloads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *columns)
+    workloads = stack(columns)
     lanes = jax.vmap(lambda workload, key: start_lane(config, params, workload, policy.initial_state(1), key))(
         workloads, jax.random.split(jax.random.key(seed), setting.envs)
     )

@@ -26,7 +26,7 @@ from jaxroute.results import RunResult
 from jaxroute.rollout import Lane, run_to_end, start_lane
 from jaxroute.simulate import Fleet, Progress, records_of
 from jaxroute.types import ClusterParams, Workload
-from jaxroute.workload.device import to_device
+from jaxroute.workload.device import stack, to_device
 from jaxroute.workload.prediction import predict
 from jaxroute.workload.table import RequestTable
 
@@ -158,12 +158,11 @@ def _summaries(
     for candidate in group:
         _check_policy(candidate, config, params, columns[0])
     bank = PolicyBank(tuple(candidate.policy for candidate in group))
-    workloads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *columns)
+    workloads = stack(columns)
     # Policy by policy, since runs of one policy take about as long as each other.
     runs = [(policy, seed) for policy in range(len(group)) for seed in range(len(cell.seeds))]
     mesh, chunk = _layout(len(runs))
     batch = mesh.size * chunk
-    frontend_s = np.asarray([profile.frontend_ms / 1e3 for profile in fleet.profiles])
     for start in range(0, len(runs), batch):
         shown = runs[start : start + batch]
         policy, seed = np.asarray(shown + [shown[-1]] * (batch - len(shown)), np.int32).T
@@ -181,7 +180,7 @@ def _summaries(
             records = records_of(jax.tree.map(lambda leaf: leaf[0], cluster), fleet.dt)
             served = {field: values[: len(table)] for field, values in vars(records).items()}
             records = dataclasses.replace(records, **served)
-            yield name, cell.seeds[seed_at], summarise(RunResult(name, table, records, frontend_s, fleet.dt))
+            yield name, cell.seeds[seed_at], summarise(RunResult(name, table, records, fleet.frontend_s, fleet.dt))
         advance(len(shown))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import gymnax
-import jax
 import jax.numpy as jnp
 
 from jaxroute.env import ClusterRouting
@@ -16,7 +15,7 @@ from jaxroute.env_types import EnvParams
 from jaxroute.errors import InputError
 from jaxroute.profiles import load_profile
 from jaxroute.simulate import Fleet
-from jaxroute.workload.device import to_device
+from jaxroute.workload.device import stack, to_device
 from jaxroute.workload.five_task import five_task
 from jaxroute.workload.prediction import DEFAULT_EDGES, predict
 from jaxroute.workload.table import RequestTable
@@ -81,7 +80,7 @@ def make(
         max_steps = round((3 * longest + MARGIN_S) / fleet.dt)
     params = EnvParams(
         cluster=fleet.params(),
-        workloads=jax.tree.map(lambda *leaves: jnp.stack(leaves), *columns),
+        workloads=stack(columns),
         max_steps_in_episode=jnp.int32(max_steps),
         scrape_periods=jnp.asarray([max(1, round(least / fleet.dt)), max(1, round(most / fleet.dt))], jnp.int32),
         penalty_weight=jnp.float32(penalty_weight),

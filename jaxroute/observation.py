@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jaxroute.estimate import decode_step_s
 from jaxroute.impact import head_mixing_rewards
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ def instance_features(view: RouterView, xp: Any) -> Array:
     left, prompt = _float(view.predicted_tokens_left, xp), _float(view.head_prompt_tokens, xp)
     output = _float(view.head_predicted_tokens, xp)
     step = profile.step
-    decode_s = xp.maximum(step.W, step.h + step.g * in_flight) + step.d * tokens + step.e * in_flight + step.v
     columns = (
         in_flight / most_seqs,
         tokens / capacity,
@@ -71,7 +71,7 @@ def instance_features(view: RouterView, xp: Any) -> Array:
         (tokens + left + prompt + output) / capacity,
         xp.log1p(_float(view.awaiting_first, xp)),
         step.g * _float(view.awaiting_prompt_tokens, xp),
-        10 * decode_s,
+        10 * decode_step_s(step, in_flight, tokens, xp),
         head_mixing_rewards(view, xp),
         _float(view.scraped_running, xp) / most_seqs,
         xp.log1p(_float(view.scraped_waiting, xp)) / 4,
@@ -126,9 +126,8 @@ def paper_observation(view: RouterView, xp: Any) -> Array:
             _float(view.head_predicted_bucket, xp) / buckets,
         ]
     )
-    step, in_flight = view.profile.step, _float(view.in_flight, xp)
     tokens = _float(view.in_flight_tokens, xp)
-    decode_s = xp.maximum(step.W, step.h + step.g * in_flight) + step.d * tokens + step.e * in_flight + step.v
+    decode_s = decode_step_s(view.profile.step, _float(view.in_flight, xp), tokens, xp)
     free = xp.round(1 - tokens / _float(view.kv_tokens, xp), 2)
     earliest = xp.round(_float(view.least_predicted_left, xp) * decode_s, 2)
     seqs = _float(view.profile.max_num_seqs, xp)[:, None]

@@ -73,7 +73,7 @@ def interval(
     return lane, trace
 
 
-@partial(jax.jit, static_argnames=("config", "policy", "length", "shared_workload"), donate_argnames=("lanes",))
+@partial(jax.jit, static_argnames=("config", "policy", "length"), donate_argnames=("lanes",))
 def run_intervals(
     config: ClusterConfig,
     policy: Policy,
@@ -82,7 +82,6 @@ def run_intervals(
     lanes: Lane,
     *,
     length: int,
-    shared_workload: bool = True,
 ) -> tuple[Lane, Trace | None]:
     """`length` intervals of a batch of lanes.
 
@@ -90,15 +89,14 @@ def run_intervals(
       config: static sizes.
       policy: decides in every lane.
       params: the fleet, shared by the lanes.
-      workload: of all lanes, or with a leading [E] where not `shared_workload`.
+      workload: shared by the lanes.
       lanes: every leaf [E]; donated.
       length: T, intervals.
-      shared_workload: whether all lanes have the same workload.
 
     Returns:
       The lanes afterwards, and where records are kept the trace, [T, E, ...] leaves.
     """
-    batched = jax.vmap(partial(interval, config, policy), in_axes=(None, None if shared_workload else 0, 0))
+    batched = jax.vmap(partial(interval, config, policy), in_axes=(None, None, 0))
     return jax.lax.scan(lambda now, _: batched(params, workload, now), lanes, None, length=length)
 
 

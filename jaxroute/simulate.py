@@ -74,6 +74,11 @@ class Fleet:
         )
 
     @property
+    def frontend_s(self) -> np.ndarray:
+        """[I] float64, seconds that a client of each server sees on top of TTFT and E2E."""
+        return np.asarray([profile.frontend_ms / 1e3 for profile in self.profiles])
+
+    @property
     def longest_request(self) -> int:
         """Prompt + output tokens up to which a request can run to its end on every server, preempted or not."""
         return min(longest_request(*each) for each in zip(self.profiles, self.schedulers, strict=True))
@@ -128,13 +133,12 @@ def simulate(
         if progress is not None:
             progress(finished, total)
     clusters = jax.device_get(lanes.cluster)
-    frontend_s = np.asarray([profile.frontend_ms / 1e3 for profile in fleet.profiles])
     return [
         RunResult(
             policy=policy.name,
             table=table,
             records=records_of(jax.tree.map(lambda leaf, lane=lane: leaf[lane], clusters), fleet.dt),
-            frontend_s=frontend_s,
+            frontend_s=fleet.frontend_s,
             dt_s=fleet.dt,
             timeline=timelines[lane].build(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxroute.estimate import decode_step_s
 from jaxroute.types import RouterView
 
 
@@ -30,10 +31,8 @@ def is_sent(view: RouterView, action: jax.Array) -> jax.Array:
     return ((index == action) & (view.queue_length > 0)).astype(jnp.int32)
 
 
-def decode_step_s(view: RouterView, extra_tokens: jax.Array) -> jax.Array:
+def step_with_head_s(view: RouterView, extra_tokens: jax.Array) -> jax.Array:
     """[I] seconds, a decode step with all of the instance's requests, the head, and `extra_tokens` in its context."""
-    step = view.profile.step
     seqs = (view.in_flight + 1).astype(jnp.float32)
     context = (view.in_flight_tokens + view.head_prompt_tokens + extra_tokens).astype(jnp.float32)
-    linear = jnp.maximum(step.W, step.h + step.g * seqs)
-    return linear + step.d * context + step.e * seqs + step.v
+    return decode_step_s(view.profile.step, seqs, context, jnp)

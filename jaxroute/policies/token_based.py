@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxroute.policies.choose import decode_step_s, is_sent, least
+from jaxroute.estimate import decode_step_s
+from jaxroute.policies.choose import is_sent, least, step_with_head_s
 from jaxroute.policies.protocol import PolicyState, Stateless
 from jaxroute.types import RouterView
 
@@ -71,7 +72,7 @@ class MinMin(Stateless):
         del key
         prompts = (view.awaiting_prompt_tokens + view.head_prompt_tokens).astype(jnp.float32)
         upper = view.head_predicted_upper
-        decode_s = upper.astype(jnp.float32) * decode_step_s(view, upper // 2)
+        decode_s = upper.astype(jnp.float32) * step_with_head_s(view, upper // 2)
         return least(view, view.profile.step.g * prompts + decode_s)
 
 
@@ -88,8 +89,7 @@ class DedicatedSmallLarge(Stateless):
         """See `Stateless.choose`."""
         del key
         instances = view.full.shape[0]
-        step = view.profile.step
-        step_s = jnp.maximum(step.W[0], step.h[0] + step.g[0]) + step.v[0] + step.e[0]
+        step_s = decode_step_s(view.profile.step, jnp.float32(1), jnp.float32(0), jnp)[0]
         heavy = view.head_predicted_tokens.astype(jnp.float32) * step_s >= HEAVY_DECODE_S
         index = jnp.arange(instances, dtype=jnp.int32)
         for_heavy = (index >= (instances + 1) // 2) | (instances == 1)

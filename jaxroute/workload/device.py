@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -73,6 +76,11 @@ def to_device(
         priority=column(_priority(table.arrival_s, prediction.tokens, ageing), 0),
         num_requests=jnp.int32(count),
     )
+
+
+def stack(workloads: Sequence[Workload]) -> Workload:
+    """Workloads of one size N as one, with a leading axis on every leaf."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *workloads)
 
 
 def _arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
