@@ -8,7 +8,7 @@ capacity and the estimated completion of the earliest request.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jaxroute.estimate import decode_step_s
 from jaxroute.impact import head_mixing_rewards
@@ -46,8 +46,27 @@ GLOBAL_FEATURES = (
 )
 """Names of the rich encoding's features of the router; G of them."""
 
+PAPER_GLOBAL_FEATURES = ("queue length / 512", "head's prompt tokens / 1,000", "head's predicted bucket / B")
+"""Names of the paper encoding's features of the router."""
+
 LONGEST_QUEUE = 512
 """The paper caps the queue length at four times the largest batch (appendix A.9)."""
+
+Encoding = Literal["rich", "paper"]
+
+
+class Observed(NamedTuple):
+    """An observation in its parts; leading axes may stand in front of all of them.
+
+    Attributes:
+      router: [..., G] float32, features of the router and of the head of its queue.
+      instances: [..., I, F] float32, one row of features for each instance.
+      mask: [..., I + 1] bool, the allowed actions, the last one hold.
+    """
+
+    router: Array
+    instances: Array
+    mask: Array
 
 
 def instance_features(view: RouterView, xp: Any) -> Array:
@@ -101,37 +120,88 @@ def action_mask(view: RouterView, xp: Any) -> Array:
     return xp.concatenate([sends, xp.ones_like(sends[:1])])
 
 
+def observe(view: RouterView, encoding: Encoding, xp: Any) -> Observed:
+    """What a policy sees of a view.
+
+    Args:
+      view: of jax arrays, or any object with the same fields in NumPy arrays.
+      encoding: `rich` or `paper`.
+      xp: `jax.numpy` or `numpy`.
+
+    Raises:
+      ValueError: the paper's encoding of a view that carries no counts by bucket.
+    """
+    if encoding == "paper":
+        return Observed(paper_global_features(view, xp), paper_instance_features(view, xp), action_mask(view, xp))
+    return Observed(global_features(view, xp), instance_features(view, xp), action_mask(view, xp))
+
+
+def feature_names(encoding: Encoding, buckets: int = 0) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the router's G and of an instance's F features; `buckets` counts for the paper's encoding only."""
+    if encoding == "rich":
+        return GLOBAL_FEATURES, INSTANCE_FEATURES
+    awaiting = tuple(f"awaiting in bucket {bucket} / max_num_seqs" for bucket in range(buckets))
+    streaming = tuple(f"streaming in bucket {bucket} / max_num_seqs" for bucket in range(buckets))
+    return PAPER_GLOBAL_FEATURES, (*awaiting, *streaming, "free share of the KV cache", "earliest completion, seconds")
+
+
+def flat(observed: Observed, xp: Any) -> Array:
+    """[G + I * F + I + 1] float32: router features, instance rows, action mask."""
+    rows = observed.instances.reshape(-1)
+    return xp.concatenate([observed.router, rows, _float(observed.mask, xp)])
+
+
+def unflatten(observation: Array, encoding: Encoding, instances: int) -> Observed:
+    """The parts of flat observations, [..., G + I * F + I + 1]."""
+    router = len(feature_names(encoding)[0])
+    rows = observation[..., router : -(instances + 1)]
+    return Observed(
+        router=observation[..., :router],
+        instances=rows.reshape(*rows.shape[:-1], instances, -1),
+        mask=observation[..., -(instances + 1) :] > 0.5,
+    )
+
+
 def rich_observation(view: RouterView, xp: Any) -> Array:
     """[G + I * F + I + 1] float32: global features, instance rows, action mask."""
-    rows = instance_features(view, xp).reshape(-1)
-    return xp.concatenate([global_features(view, xp), rows, _float(action_mask(view, xp), xp)])
+    return flat(observe(view, "rich", xp), xp)
 
 
 def paper_observation(view: RouterView, xp: Any) -> Array:
     """[3 + I * (2 * B + 2) + I + 1] float32: w_q, p_t, d_t; P_t, D_t, C_t, T_ct of each instance; action mask.
 
-    C_t is the share of the KV cache that is free, T_ct seconds at the present decode step, both rounded to two decimals
-    as in the paper. The paper's own layout has 27 numbers for four instances and cannot be recovered.
+    The paper's own layout has 27 numbers for four instances and cannot be recovered.
 
     Raises:
       ValueError: the view carries no counts by bucket.
     """
-    if view.awaiting_by_bucket is None or view.streaming_by_bucket is None:
-        raise ValueError("the paper's state needs counts by bucket: set ClusterConfig.buckets")
-    buckets = view.awaiting_by_bucket.shape[-1]
-    head = xp.stack(
+    return flat(observe(view, "paper", xp), xp)
+
+
+def paper_global_features(view: RouterView, xp: Any) -> Array:
+    """[3] float32, the columns `PAPER_GLOBAL_FEATURES`: w_q, p_t, d_t."""
+    return xp.stack(
         [
             xp.minimum(_float(view.queue_length, xp), LONGEST_QUEUE) / LONGEST_QUEUE,
             _float(view.head_prompt_tokens, xp) / 1000,
-            _float(view.head_predicted_bucket, xp) / buckets,
+            _float(view.head_predicted_bucket, xp) / _buckets(view),
         ]
     )
+
+
+def paper_instance_features(view: RouterView, xp: Any) -> Array:
+    """[I, 2 * B + 2] float32: P_t, D_t, C_t, T_ct.
+
+    C_t is the share of the KV cache that is free, T_ct seconds at the present decode step, both rounded to two decimals
+    as in the paper.
+    """
+    _buckets(view)
     tokens = _float(view.in_flight_tokens, xp)
     decode_s = decode_step_s(view.profile.step, _float(view.in_flight, xp), tokens, xp)
     free = xp.round(1 - tokens / _float(view.kv_tokens, xp), 2)
     earliest = xp.round(_float(view.least_predicted_left, xp) * decode_s, 2)
     seqs = _float(view.profile.max_num_seqs, xp)[:, None]
-    rows = xp.concatenate(
+    return xp.concatenate(
         [
             _float(view.awaiting_by_bucket, xp) / seqs,
             _float(view.streaming_by_bucket, xp) / seqs,
@@ -140,7 +210,12 @@ def paper_observation(view: RouterView, xp: Any) -> Array:
         ],
         axis=-1,
     )
-    return xp.concatenate([head, rows.reshape(-1), _float(action_mask(view, xp), xp)])
+
+
+def _buckets(view: RouterView) -> int:
+    if view.awaiting_by_bucket is None or view.streaming_by_bucket is None:
+        raise ValueError("the paper's state needs counts by bucket: set ClusterConfig.buckets")
+    return int(view.awaiting_by_bucket.shape[-1])
 
 
 def _float(values: Array, xp: Any) -> Array:

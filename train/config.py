@@ -1,0 +1,161 @@
+"""What a training run is made of: frozen dataclasses, one for each table of the TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class FleetsConfig:
+    """One group of fleets: lanes of one fleet size and one order of the router queue, a random fleet in each.
+
+    Attributes:
+      instances: I.
+      lanes: E, fleets of this kind that are simulated side by side.
+      router_order: `fcfs` or `shortest-predicted`.
+      profiles: names or files, one of which each fleet draws.
+      schedulers: one of which each fleet draws.
+      mixed: share of the fleets whose every instance draws a profile and a scheduler of its own.
+      kv_tokens: KV cache sizes, one of which each fleet draws; 0 is the profile's own.
+      ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
+      dt: router interval, seconds.
+    """
+
+    instances: int = 4
+    lanes: int = 32
+    router_order: str = "fcfs"
+    profiles: tuple[str, ...] = ("v100-32gb-llama2-7b",)
+    schedulers: tuple[str, ...] = ("chunked",)
+    mixed: float = 0.0
+    kv_tokens: tuple[int, ...] = (0,)
+    ageing: float = 5.0
+    dt: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkloadsConfig:
+    """The requests of each fleet.
+
+    Attributes:
+      names: workloads or trace files, one of which each fleet draws.
+      requests: N of each table; 0 is the workload's own number.
+      tables: M, tables of each fleet; every episode picks one.
+      loads: least and most multiple of the fleet's capacity, of which each fleet draws its load.
+      rate: requests per second instead of loads; 0 for loads.
+      predictions: error models of the output lengths, one of which each fleet draws (see `predict`).
+      scrape_s: least and most seconds between two scrapes of the metrics, drawn at every episode.
+    """
+
+    names: tuple[str, ...] = ("five-task",)
+    requests: int = 1000
+    tables: int = 4
+    loads: tuple[float, float] = (0.5, 1.5)
+    rate: float = 0.0
+    predictions: tuple[str, ...] = ("0.8",)
+    scrape_s: tuple[float, float] = (0.1, 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The policy and the critic.
+
+    Attributes:
+      observation: `rich` or `paper`.
+      hidden: hidden layers of the policy.
+      critic_hidden: hidden layers of the critic.
+      holds: whether holding is an action while a request can be sent.
+      prior: where the policy's linear path starts: `none`, `least-tokens` or `gate`.
+      prior_weight: how sharply it prefers.
+    """
+
+    observation: Literal["rich", "paper"] = "rich"
+    hidden: tuple[int, ...] = (32, 32)
+    critic_hidden: tuple[int, ...] = (64, 64)
+    holds: bool = True
+    prior: str = "least-tokens"
+    prior_weight: float = 8.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What the policy is rewarded for.
+
+    Attributes:
+      kind: `latency` or `paper`.
+      guidance: of the paper's reward: `none` (its baseline RL), `constant` (workload-aware) or `decaying`
+        (workload-guided).
+      guidance_episodes: the paper's episodes that the whole run stands for, k at its end in exp(-0.5 k).
+      horizon_s: seconds over which a reward is discounted to 1/e.
+    """
+
+    kind: Literal["latency", "paper"] = "latency"
+    guidance: Literal["none", "constant", "decaying"] = "none"
+    guidance_episodes: float = 20.0
+    horizon_s: float = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PpoConfig:
+    """Proximal policy optimisation.
+
+    Attributes:
+      total_steps: router intervals of all lanes together after which the run ends (its twins not counted).
+      rollout: T, intervals of each lane between two updates.
+      epochs: passes over a rollout.
+      minibatches: of one epoch; T is a multiple of it.
+      learning_rate: at the start; it falls linearly to `final_learning_rate`.
+      final_learning_rate: at the end.
+      critic_learning_rate: of the critic, which has an optimiser of its own.
+      clip: of the probability ratio.
+      entropy: weight of the entropy bonus at the start; it falls linearly to `final_entropy`.
+      final_entropy: at the end.
+      gae_s: seconds over which the advantage estimator forgets, its lambda in time.
+      max_grad_norm: clip of the policy's and of the critic's gradient, apart.
+      twin: heuristic that routes the same requests beside every lane, whose advantage is subtracted; `none` for none.
+      teacher: heuristic that is imitated at first; `none` for none.
+      teacher_weight: of the imitation loss at the start.
+      teacher_share: share of the run over which it falls linearly to 0.
+    """
+
+    total_steps: int = 10_000_000
+    rollout: int = 512
+    epochs: int = 2
+    minibatches: int = 4
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    clip: float = 0.2
+    entropy: float = 0.01
+    final_entropy: float = 0.0
+    gae_s: float = 5.0
+    max_grad_norm: float = 0.5
+    twin: str = "round-robin"
+    teacher: str = "none"
+    teacher_weight: float = 1.0
+    teacher_share: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      name: of the policy.
+      seed: of everything random; below 1,000,000, where evaluation begins.
+      seeds: runs that are trained side by side, from `seed` on.
+      fleets: groups of fleets.
+      workloads: the requests.
+      network: policy and critic.
+      reward: the reward.
+      ppo: the algorithm.
+    """
+
+    name: str = "policy"
+    seed: int = 0
+    seeds: int = 1
+    fleets: tuple[FleetsConfig, ...] = (FleetsConfig(),)
+    workloads: WorkloadsConfig = WorkloadsConfig()
+    network: NetworkConfig = NetworkConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PpoConfig = PpoConfig()
