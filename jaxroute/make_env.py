@@ -17,7 +17,7 @@ from jaxroute.profiles import load_profile
 from jaxroute.simulate import Fleet
 from jaxroute.workload.device import stack, to_device
 from jaxroute.workload.five_task import five_task
-from jaxroute.workload.prediction import DEFAULT_EDGES, predict
+from jaxroute.workload.prediction import DEFAULT_EDGES, Prediction, predict
 from jaxroute.workload.table import RequestTable
 
 ENV_ID = "ClusterRouting-v0"
@@ -63,29 +63,52 @@ def make(
         fleet.check(table)
     size = max(len(table) for table in tables)
     config = dataclasses.replace(fleet.config(size, records=False), buckets=len(DEFAULT_EDGES))
+    params = env_params(
+        fleet,
+        tables,
+        [predict(table, prediction, seed=seed + number) for number, table in enumerate(tables)],
+        size=size,
+        max_steps=max_steps,
+        scrape_s=scrape_s,
+        penalty_weight=penalty_weight,
+    )
+    return ClusterRouting(config, len(fleet.profiles), reward, observation), params
+
+
+def env_params(
+    fleet: Fleet,
+    tables: Sequence[RequestTable],
+    predictions: Sequence[Prediction],
+    *,
+    size: int,
+    max_steps: int | None = None,
+    scrape_s: tuple[float, float] | None = None,
+    penalty_weight: float = 0.0,
+) -> EnvParams:
+    """The parameters of one environment, for a `ClusterConfig` that holds the fleet.
+
+    Args:
+      fleet: the servers, the router interval and the ageing.
+      tables: M workloads that have been checked against the fleet.
+      predictions: what the router is told of each.
+      size: N, to which shorter tables are padded.
+      max_steps, scrape_s, penalty_weight: see `make`.
+    """
     columns = [
-        to_device(
-            table,
-            predict(table, prediction, seed=seed + number),
-            dt=fleet.dt,
-            size=size,
-            ageing=fleet.ageing,
-            profile=fleet.profiles[0],
-        )
-        for number, table in enumerate(tables)
+        to_device(table, prediction, dt=fleet.dt, size=size, ageing=fleet.ageing, profile=fleet.profiles[0])
+        for table, prediction in zip(tables, predictions, strict=True)
     ]
     least, most = (fleet.scrape_s, fleet.scrape_s) if scrape_s is None else scrape_s
     if max_steps is None:
         longest = max(float(table.arrival_s[-1]) for table in tables)
         max_steps = round((3 * longest + MARGIN_S) / fleet.dt)
-    params = EnvParams(
+    return EnvParams(
         cluster=fleet.params(),
         workloads=stack(columns),
         max_steps_in_episode=jnp.int32(max_steps),
         scrape_periods=jnp.asarray([max(1, round(least / fleet.dt)), max(1, round(most / fleet.dt))], jnp.int32),
         penalty_weight=jnp.float32(penalty_weight),
     )
-    return ClusterRouting(config, len(fleet.profiles), reward, observation), params
 
 
 class DefaultClusterRouting(ClusterRouting):
