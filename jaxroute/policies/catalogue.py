@@ -1,4 +1,4 @@
-"""Routing policies: one protocol, the heuristics, and replay of given decisions."""
+"""The heuristics by name, and how a name says the order of the router queue."""
 
 from __future__ import annotations
 
