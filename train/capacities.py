@@ -36,11 +36,11 @@ Tree = TypeVar("Tree")
 SEED = 2**31 - 2
 """Of the requests that servers are measured with; neither trained nor evaluated on."""
 
-FEWEST_REQUESTS, REQUESTS_PER_PLACE = 640, 12
+FEWEST_REQUESTS, REQUESTS_PER_PLACE = 1280, 24
 """With so many, and so many for each sequence that really runs at once, the measured middle is a steady state."""
 
-SAMPLE_FACTOR = 16
-"""So many times the requests are drawn, and every so-manyth by length taken: few requests then have a typical sum."""
+SAMPLE_REQUESTS = 200_000
+"""So many requests are drawn, and of these every so-manyth by length taken: few requests then have a typical sum."""
 
 SHARE_DISPATCHED = 0.25
 """The router interval is chosen so that about so many requests are completed in it."""
@@ -80,7 +80,8 @@ def capacities(kinds: Sequence[Kind]) -> np.ndarray:
     Raises:
       InputError: a request that cannot run, or a workload of which no rate can be taken.
     """
-    plans = [_plan(kind) for kind in kinds]
+    samples = {id(kind.draws): kind.draws.sample(SAMPLE_REQUESTS, SEED) for kind in kinds}
+    plans = [_plan(kind, samples[id(kind.draws)]) for kind in kinds]
     size = max(len(plan.table) for plan in plans)
     # Requests wait behind what runs, however long; the queue is as small as keeps every server busy.
     most_held = 2 * max(kind.profile.max_num_seqs for kind in kinds)
@@ -113,19 +114,18 @@ class _Plan:
     dt: float
 
 
-def _plan(kind: Kind) -> _Plan:
-    few = kind.draws.sample(FEWEST_REQUESTS, SEED)
-    places = _places(kind.profile, few)
+def _plan(kind: Kind, many: RequestTable) -> _Plan:
+    places = _places(kind.profile, many)
     count = max(FEWEST_REQUESTS, REQUESTS_PER_PLACE * places)
-    dt = min(LONGEST_DT_S, SHARE_DISPATCHED / _rough_rate(kind.profile, few, places))
-    return _Plan(_typical(kind.draws, count), dt)
+    dt = min(LONGEST_DT_S, SHARE_DISPATCHED / _rough_rate(kind.profile, many, places))
+    return _Plan(_typical(many, count), dt)
 
 
-def _typical(draws: Draws, count: int) -> RequestTable:
+def _typical(many: RequestTable, count: int) -> RequestTable:
     """`count` requests, all at once, whose lengths are spread like those of many more."""
-    many = draws.sample(SAMPLE_FACTOR * count, SEED)
-    by_length = np.lexsort((many.prompt_tokens, many.output_tokens))[SAMPLE_FACTOR // 2 :: SAMPLE_FACTOR]
-    rows = np.random.default_rng(SEED).permutation(by_length)
+    by_length = np.lexsort((many.prompt_tokens, many.output_tokens))
+    middles = ((np.arange(count) + 0.5) * len(many) / count).astype(np.int64)
+    rows = np.random.default_rng(SEED).permutation(by_length[middles])
     return many.take(rows).replace(arrival_s=np.zeros(count))
 
 
