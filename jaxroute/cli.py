@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.bench import Bench
     from jaxroute.commands.data import Data
     from jaxroute.commands.evaluate import Evaluate
+    from jaxroute.commands.export import Export
     from jaxroute.commands.profiles import Profiles
     from jaxroute.commands.simulate import Simulate
     from jaxroute.errors import InputError
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands: dict[str, Callable[..., Any]] = {
         "simulate": Simulate,
         "evaluate": Evaluate,
+        "export": Export,
         "bench": Bench,
         "data": Data,
         "profiles": Profiles,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxroute.candidates import Candidate
+from jaxroute.candidates import Candidate, by_program
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.state import ClusterState
 from jaxroute.cluster.view import router_view
@@ -137,10 +137,7 @@ def evaluate_cell(
     for table in cell.tables:
         cell.fleet.check(table)
     rows: dict[str, list[Row]] = {}
-    # The order of the router queue is compiled in.
-    for order in dict.fromkeys(candidate.router_order for candidate in candidates):
-        group = [candidate for candidate in candidates if candidate.router_order == order]
-        fleet = dataclasses.replace(cell.fleet, router_order=order)
+    for fleet, group in by_program(cell.fleet, candidates):
         for policy, seed, summary in _summaries(cell, fleet, group, most_intervals, advance):
             rows.setdefault(policy, []).append(_row(cell, summary, policy, seed))
     return [row for candidate in candidates for row in rows[candidate.name]]

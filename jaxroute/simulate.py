@@ -45,6 +45,7 @@ class Fleet:
       ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
       scrape_s: time between two scrapes of the servers' metrics, seconds.
       queue_capacity: requests that one instance can hold; by default as many as the workload has.
+      buckets: B, length buckets by which the view counts requests, for the paper's observation; 0 for none.
     """
 
     profiles: tuple[StepProfile, ...]
@@ -55,6 +56,7 @@ class Fleet:
     ageing: float = DEFAULT_AGEING
     scrape_s: float = DEFAULT_SCRAPE_S
     queue_capacity: int | None = None
+    buckets: int = 0
 
     def params(self) -> ClusterParams:
         """The fleet's arrays."""
@@ -64,7 +66,7 @@ class Fleet:
         """The fleet's static sizes for a workload of `requests`."""
         # A request that is preempted goes back to the queue, so running ones need a place as well.
         capacity = max(requests, 1) if self.queue_capacity is None else self.queue_capacity
-        return make_config(
+        config = make_config(
             self.profiles,
             queue_capacity=capacity,
             dt=self.dt,
@@ -72,6 +74,7 @@ class Fleet:
             router_order=self.router_order,
             records=records,
         )
+        return dataclasses.replace(config, buckets=self.buckets)
 
     @property
     def frontend_s(self) -> np.ndarray:

@@ -39,8 +39,9 @@ class Evaluate(FleetOptions):
     """
 
     policies: str
-    """Policies, with commas: names of heuristics (all: every one) or module:object, an importable policy or what makes
-    one; +spf after a name puts the router's queue in shortest-predicted order. Round robin is added if missing."""
+    """Policies, with commas: names of heuristics (all: every one), default (the trained one that is shipped), a policy
+    folder or training run, or module:object, an importable policy or what makes one; +spf after a name puts the
+    router's queue in shortest-predicted order. Round robin is added if missing."""
     workloads: str
     """Workloads, with commas: five-task, synthetic sets (see `jaxroute data`), or trace files. A generated one is drawn
     anew for each seed; of a trace, each seed takes the requests from a random one on, the beginning after the end, and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,8 +13,10 @@ from rich.console import Console
 from jaxroute import metrics
 from jaxroute.commands.console import progress_bar, table_console
 from jaxroute.commands.options import FleetOptions, check_folder, names_of, rate_warning, smallest_profile
+from jaxroute.errors import InputError
 
 if TYPE_CHECKING:
+    from jaxroute.candidates import Candidate
     from jaxroute.policies.assigned import Decisions
     from jaxroute.results import RunResult
     from jaxroute.simulate import Fleet
@@ -36,8 +39,9 @@ class Simulate(FleetOptions):
     out: Path
     """Folder to write to."""
     policy: str = "all"
-    """Policies, with commas; all: every heuristic; NAME+spf: shortest predicted output first at the router;
-    assigned:FILE.csv replays given decisions."""
+    """Policies, with commas: names of heuristics (all: every one), default (the trained one that is shipped), a policy
+    folder or training run, or module:object; NAME+spf: shortest predicted output first at the router; assigned:FILE.csv
+    replays given decisions."""
     instances: int = 4
     """I, servers in the fleet."""
     rate: float | None = None
@@ -59,29 +63,48 @@ class Simulate(FleetOptions):
 
     def run(self) -> None:
         """Runs it."""
-        from jaxroute.policies import ASSIGNED, expand_names, heuristic, split_order
+        from jaxroute.candidates import by_program
         from jaxroute.simulate import replay, simulate
 
         console = table_console()
-        names = expand_names(names_of(self.policy))
+        policies, replayed = self._policies()
         check_folder(self.out)
         fleet = self.fleet_of(self.instances)
         table, prediction = self._workload(fleet, console)
         fleet.check(table)
-        replays = {name: self._decisions(name, table) for name in names if name.startswith(ASSIGNED)}
-        heuristics = [heuristic(name) for name in names if name not in replays]
+        replays = {short: self._decisions(name, table) for name, short in replayed.items()}
         results: dict[str, RunResult] = {}
         with progress_bar(console, "simulating") as report:
-            for order in dict.fromkeys(split_order(policy.name)[1] for policy in heuristics):
-                ordered = dataclasses.replace(fleet, router_order=order)
-                group = [policy for policy in heuristics if split_order(policy.name)[1] == order]
-                runs = simulate(ordered, table, prediction, group, seed=self.seed, progress=report)
-                results |= {run.policy: run for run in runs}
-            for name, decisions in replays.items():
-                short = ASSIGNED.removesuffix(":") if len(replays) == 1 else f"assigned-{Path(name).stem}"
-                results[name] = replay(fleet, table, decisions, name=short, prediction=prediction, progress=report)
-                self._warn_of_delays(results[name], decisions.dispatch_s, console)
-        self._write([results[name] for name in names], console)
+            for own, group in by_program(fleet, policies):
+                acting = [candidate.policy for candidate in group]
+                runs = simulate(own, table, prediction, acting, seed=self.seed, progress=report)
+                for candidate, run in zip(group, runs, strict=True):
+                    results[candidate.name] = dataclasses.replace(run, policy=candidate.name)
+            for short, decisions in replays.items():
+                results[short] = replay(fleet, table, decisions, name=short, prediction=prediction, progress=report)
+                self._warn_of_delays(results[short], decisions.dispatch_s, console)
+        self._write([results[name] for name in (*(policy.name for policy in policies), *replays)], console)
+
+    def _policies(self) -> tuple[list[Candidate], dict[str, str]]:
+        """The policies that decide, and those that replay decisions with the names that they go by.
+
+        Raises:
+          InputError: a name that stands for no policy, or two of one name.
+        """
+        from jaxroute.candidates import candidates
+        from jaxroute.policies import ASSIGNED, expand_names
+
+        names = names_of(self.policy)
+        asked = list(dict.fromkeys(name for name in names if name.startswith(ASSIGNED)))
+        files = expand_names(asked) if asked else []
+        deciding = [name for name in names if name not in files]
+        policies = candidates(deciding) if deciding or not files else []
+        plain = ASSIGNED.removesuffix(":")
+        shown = {name: plain if len(files) == 1 else f"{plain}-{Path(name).stem}" for name in files}
+        count = Counter([*(policy.name for policy in policies), *shown.values()])
+        if repeated := [name for name in count if count[name] > 1]:
+            raise InputError(f"--policy: two policies would be called {repeated[0]}; rename the file or folder of one")
+        return policies, shown
 
     def _workload(self, fleet: Fleet, console: Console) -> tuple[RequestTable, Prediction]:
         from jaxroute.workload import fit_to_context, make_workload

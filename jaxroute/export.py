@@ -1,0 +1,95 @@
+"""Trained parameters -> policy file, and a training run's policy -> a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxroute.observation import Encoding, feature_names
+from jaxroute.output import plain_json
+from jaxroute.policies.folder import find_policy, read_policy, write_policy
+from jaxroute.policies.policy_file import NetworkShape, PolicyFile, Scales, check_policy
+from jaxroute.workload.prediction import DEFAULT_EDGES
+
+if TYPE_CHECKING:
+    from jaxroute.policies.network import FeatureScales
+
+
+def policy_file_of(
+    *,
+    name: str,
+    params: Mapping[str, Any],
+    scales: FeatureScales,
+    encoding: Encoding,
+    buckets: int,
+    hidden: tuple[int, ...],
+    holds: bool,
+    router_order: str,
+    ageing: float,
+    dt: float,
+    profiles: tuple[str, ...],
+    training: Mapping[str, object],
+) -> PolicyFile:
+    """A trained `Scorer` as a policy file.
+
+    Args:
+      name: of the policy.
+      params: variables of the `Scorer`: the tree of its weights under `params`.
+      scales: that it was trained with.
+      encoding: of its observation.
+      buckets: B, of the paper's observation; ignored with the rich one.
+      hidden: units of the hidden layers.
+      holds: whether it may hold while a request can be sent.
+      router_order: order of the router queue, as `Fleet` names it.
+      ageing: predicted tokens per second of waiting in the shortest-predicted order.
+      dt: router interval, seconds.
+      profiles: names of the profiles that it was trained on.
+      training: facts about the training; what JSON cannot hold becomes text or null.
+
+    Raises:
+      ValueError: `buckets` is not the number of buckets that requests are predicted in.
+      InputError: weights or scales that do not fit the features or the network, or are not finite.
+    """
+    if encoding == "paper" and buckets != len(DEFAULT_EDGES):
+        raise ValueError(f"buckets is {buckets}, but requests are predicted in {len(DEFAULT_EDGES)}")
+    edges = DEFAULT_EDGES if encoding == "paper" else ()
+    router_features, instance_features = feature_names(encoding, len(edges))
+    policy = PolicyFile(
+        name=name,
+        observation=encoding,
+        bucket_edges=edges,
+        router_features=router_features,
+        instance_features=instance_features,
+        scales=Scales(
+            router_mean=np.asarray(scales.global_mean),
+            router_std=np.asarray(scales.global_std),
+            instance_mean=np.asarray(scales.instance_mean),
+            instance_std=np.asarray(scales.instance_std),
+        ),
+        network=NetworkShape(hidden=tuple(hidden), holds=holds),
+        router_order=router_order,
+        ageing=float(ageing),
+        dt=float(dt),
+        profiles=tuple(profiles),
+        training=cast("dict[str, object]", plain_json(training)),
+        weights={path: np.asarray(array) for path, array in flatten_dict(params["params"], sep="/").items()},
+    )
+    place = f"policy {name}"
+    check_policy(policy, place, place)
+    return policy
+
+
+def export(run: str | Path, out: str | Path) -> PolicyFile:
+    """Copies the current policy of a training run, or the policy of a folder, to a policy folder.
+
+    Raises:
+      InputError: no such policy, one that cannot be run, or something other than a policy folder at `out`.
+      OSError: `out` cannot be written.
+    """
+    policy = read_policy(find_policy(run))
+    write_policy(policy, out)
+    return policy
