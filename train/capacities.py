@@ -48,8 +48,12 @@ SHARE_DISPATCHED = 0.25
 MOST_SHARE = 0.6
 """Above it, dispatching one request per interval may have been the limit, and the interval is halved."""
 
-LONGEST_DT_S = 0.25
+MOST_STEPS = 16
+"""Engine steps that the router interval may hold; what is kept of an interval grows with them."""
+
 INTERVALS_PER_REQUEST = 64
+"""Where a run that does not end is cut off."""
+
 POLICY = HEURISTICS["join-shortest-queue"]
 
 
@@ -95,10 +99,10 @@ def capacities(kinds: Sequence[Kind]) -> np.ndarray:
         records=True,
     )
     rates = np.zeros(len(kinds))
-    left = np.arange(len(kinds))
-    while len(left):
+    left = list(range(len(kinds)))
+    while left:
         rates[left] = _measure(config, [kinds[k] for k in left], [plans[k] for k in left], size)
-        left = np.asarray([k for k in left if rates[k] * plans[k].dt > MOST_SHARE], np.int64)
+        left = [k for k in left if rates[k] * plans[k].dt > MOST_SHARE]
         plans = [
             dataclasses.replace(plan, dt=SHARE_DISPATCHED / rates[k]) if k in left else plan
             for k, plan in enumerate(plans)
@@ -117,7 +121,9 @@ class _Plan:
 def _plan(kind: Kind, many: RequestTable) -> _Plan:
     places = _places(kind.profile, many)
     count = max(FEWEST_REQUESTS, REQUESTS_PER_PLACE * places)
-    dt = min(LONGEST_DT_S, SHARE_DISPATCHED / _rough_rate(kind.profile, many, places))
+    dt = min(
+        MOST_STEPS * kind.profile.shortest_step_ms / 1e3, SHARE_DISPATCHED / _rough_rate(kind.profile, many, places)
+    )
     return _Plan(_typical(many, count), dt)
 
 
