@@ -60,9 +60,7 @@ def read_policy(path: str | Path) -> PolicyFile:
     try:
         arrays = load(content)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{weights}: is no safetensors file of NumPy's types ({_line(error)}); {SAME_EXPORT}"
-        ) from error
+        raise InputError(f"{weights}: is no safetensors file that NumPy reads ({_line(error)}); {RETRAIN}") from error
     policy = _policy(_Fields(data, str(facts)), arrays)
     check_policy(policy, str(facts), str(weights))
     return policy
@@ -212,8 +210,9 @@ def _is(value: object, kind: type | tuple[type, ...]) -> bool:
 
 
 def _json(path: Path) -> dict[str, object]:
+    content = _bytes(path)
     try:
-        data = json.loads(_bytes(path))
+        data = json.loads(content)
     except ValueError as error:
         raise InputError(f"{path}: is no JSON ({_line(error)}); {SAME_EXPORT}") from error
     if not isinstance(data, dict):

@@ -40,9 +40,14 @@ class FeatureScales(struct.PyTreeNode):
     def apply(self, observed: Observed) -> tuple[jax.Array, jax.Array]:
         """Normalised router features [..., G] and instance features [..., I, F]."""
         return (
-            (observed.router - self.global_mean) / self.global_std,
-            (observed.instances - self.instance_mean) / self.instance_std,
+            _normalised(observed.router, self.global_mean, self.global_std),
+            _normalised(observed.instances, self.instance_mean, self.instance_std),
         )
+
+
+def _normalised(values: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    leading = range(values.ndim - 1)
+    return (values - jnp.expand_dims(mean, leading)) / jnp.expand_dims(std, leading)
 
 
 class Scorer(nn.Module):
