@@ -130,7 +130,7 @@ class _Library:
         """The workload as the fleet can run it."""
         profile = smallest_profile(fleet)
         limits = (min(each.max_model_len for each in fleet.profiles), fleet.longest_request)
-        key = (name, profile.name, profile.kv_blocks, limits)
+        key = (name, repr(profile), limits)
         if key not in self._known:
             requests = self._config.requests or None
             self._known[key] = Draws.create(name, profile=profile, requests=requests, limits=limits, overlong="clip")
@@ -224,7 +224,7 @@ def _rates(lanes: Sequence[_Lane], config: WorkloadsConfig, library: _Library) -
         draws = library.draws(lane.workload, lane.fleet)
         own = []
         for profile, scheduler in zip(lane.fleet.profiles, lane.fleet.schedulers, strict=True):
-            own.append((profile.name, profile.kv_blocks, scheduler, id(draws)))
+            own.append((repr(profile), scheduler, id(draws)))
             kinds.setdefault(own[-1], Kind(profile, scheduler, draws))
         fleets.append(own)
     measured = dict(zip(kinds, capacities(list(kinds.values())), strict=True))
