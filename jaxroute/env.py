@@ -15,7 +15,7 @@ from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.view import router_view
 from jaxroute.env_types import EnvParams, EnvState
 from jaxroute.impact import mixing_penalty
-from jaxroute.observation import paper_observation, rich_observation
+from jaxroute.observation import Observed, observe, paper_observation, rich_observation
 from jaxroute.reward import latency_reward, paper_reward
 from jaxroute.types import ClusterParams, RouterView, Workload
 
@@ -99,6 +99,10 @@ class ClusterRouting(Environment[Any, Any]):
             raise ValueError("the observation of ClusterRouting needs its params")
         return OBSERVATIONS[self.observation](self.view(state, params), jnp)
 
+    def observed(self, state: EnvState, params: EnvParams) -> Observed:
+        """The observation of a state in its parts."""
+        return observe(self.view(state, params), self.observation, jnp)
+
     def action_mask(self, observation: jax.Array) -> jax.Array:
         """[..., I + 1] bool, the allowed actions that an observation ends with."""
         return observation[..., -(self.instances + 1) :] > 0.5
@@ -136,4 +140,6 @@ class ClusterRouting(Environment[Any, Any]):
 
 
 def _pick(workloads: Workload, index: jax.Array) -> Workload:
-    return jax.tree.map(lambda leaf: leaf[index], workloads)
+    # A bank of one needs no gather, which vmap would turn into a copy in every step.
+    one = workloads.num_requests.shape[0] == 1
+    return jax.tree.map(lambda leaf: leaf[0] if one else leaf[index], workloads)

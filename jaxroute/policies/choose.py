@@ -19,6 +19,12 @@ def least(view: RouterView, score: jax.Array, eligible: jax.Array | None = None)
     return jnp.min(jnp.where(allowed & (score == best), index, instances))
 
 
+def first_of_highest(logits: jax.Array) -> jax.Array:
+    """[] int32, index of the first of the highest logits ([I + 1]); `argmax` is scalar code on CPU."""
+    index = jnp.arange(logits.shape[0], dtype=jnp.int32)
+    return jnp.min(jnp.where(logits == jnp.max(logits), index, logits.shape[0]))
+
+
 def or_hold(view: RouterView, instance: jax.Array) -> jax.Array:
     """`instance`, or hold (I) where it is full."""
     instances = view.full.shape[0]
