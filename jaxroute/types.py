@@ -101,6 +101,8 @@ class InstanceParams(struct.PyTreeNode):
       frontend_s: [I] float32, constant that a client sees on top of TTFT and E2E.
       kv_blocks, block_size, max_num_seqs, max_num_batched_tokens: [I] int32, the engine's limits.
       scheduler: [I] int32, a `Scheduler`.
+      late_after: [I] int32, router intervals after which a request that is not finished counts as late; it changes
+        nothing but `EngineState.late_steps`.
       grad1, grad2: [I] float32, the paper's impact gradients, seconds per token.
     """
 
@@ -112,6 +114,7 @@ class InstanceParams(struct.PyTreeNode):
     max_num_seqs: jax.Array
     max_num_batched_tokens: jax.Array
     scheduler: jax.Array
+    late_after: jax.Array
     grad1: jax.Array
     grad2: jax.Array
 

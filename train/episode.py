@@ -29,18 +29,20 @@ class Outcome(NamedTuple):
     """What an episode cost; seconds, [...] float32 each.
 
     Attributes:
-      e2e_mean: mean E2E latency.
-      e2e_p99: its 99th percentile.
-      ttft_p99: 99th percentile of the time to first token.
-      makespan: from the first arrival to the last finish.
+      e2e_mean: mean E2E latency, of requests counted in whole router intervals.
+      late_mean: what the latencies exceed `InstanceParams.late_after` by, over all requests.
+      makespan: from the first interval to the last finish.
       complete: 1 where every request finished in a run that the simulator can represent.
+      e2e_p99: 99th percentile of the E2E latencies; 0 without records.
+      ttft_p99: of the times to the first token; 0 without records.
     """
 
     e2e_mean: jax.Array
-    e2e_p99: jax.Array
-    ttft_p99: jax.Array
+    late_mean: jax.Array
     makespan: jax.Array
     complete: jax.Array
+    e2e_p99: jax.Array
+    ttft_p99: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +70,9 @@ class Greedy(Stateless):
         return first_of_highest(logits)
 
 
-def play(env: ClusterRouting, policy: Policy, params: EnvParams, index: jax.Array, key: jax.Array) -> Outcome:
+def play(
+    env: ClusterRouting, policy: Policy, params: EnvParams, index: jax.Array, key: jax.Array, *, records: bool = False
+) -> Outcome:
     """One episode of every lane, side by side.
 
     Args:
@@ -77,11 +81,12 @@ def play(env: ClusterRouting, policy: Policy, params: EnvParams, index: jax.Arra
       params: [E] leaves.
       index: [E] int32, which workload of its bank each lane plays.
       key: typed key of the policy's choices.
+      records: whether to keep what the percentiles come from; it takes twice the time.
 
     Returns:
       [E] leaves.
     """
-    config = dataclasses.replace(env.config, records=True)
+    config = dataclasses.replace(env.config, records=records)
     workloads = jax.vmap(lambda own, one: jax.tree.map(lambda leaf: leaf[one], own.workloads))(params, index)
     clusters = params.cluster.replace(scrape_period=params.scrape_periods[:, 0])
 
@@ -94,7 +99,10 @@ def play(env: ClusterRouting, policy: Policy, params: EnvParams, index: jax.Arra
 
     def body(carry: tuple[Lane, jax.Array]) -> tuple[Lane, jax.Array]:
         lane, count = carry
-        return jax.vmap(partial(interval, config, policy))(clusters, workloads, lane)[0], count + 1
+        after = jax.vmap(partial(interval, config, policy))(clusters, workloads, lane)[0]
+        # A lane that has ended keeps its time.
+        now = jnp.where(ended(lane, count), lane.cluster.now, after.cluster.now)
+        return after.replace(cluster=after.cluster.replace(now=now)), count + 1
 
     lanes = jax.vmap(begin)(clusters, workloads, jnp.arange(index.shape[0], dtype=jnp.int32))
     lanes, _ = jax.lax.while_loop(lambda carry: ~jnp.all(ended(*carry)), body, (lanes, jnp.int32(0)))
@@ -102,38 +110,36 @@ def play(env: ClusterRouting, policy: Policy, params: EnvParams, index: jax.Arra
 
 
 def outcome_of(params: ClusterParams, workload: Workload, cluster: ClusterState) -> Outcome:
-    """What a run that has ended cost; [] leaves. Requests that did not finish count as finishing now."""
-    rows = jnp.arange(workload.prompt_tokens.shape[0], dtype=jnp.int32)
-    real = rows < workload.num_requests
-    book = cluster.engines.ledger
-    if book is None:
-        raise ValueError("the run kept no records")
-    sent = jnp.maximum(cluster.instance, 0) if cluster.instance is not None else rows
-
-    def since_arrival(times: Time) -> jax.Array:
-        step, offset = times.step[sent, rows], times.offset[sent, rows]
-        known = (step >= 0) & (cluster.instance >= 0)
-        end = Time(step=jnp.where(known, step, cluster.now), offset=jnp.where(known, offset, 0))
-        return clock.seconds_between(workload.arrival, end, params.dt)
-
-    e2e, ttft = since_arrival(book.requests.last), since_arrival(book.requests.first)
+    """What a run that has ended cost; [] leaves. Requests that did not finish have no share in it."""
     count = workload.num_requests.astype(jnp.float32)
-    complete = fleet.all_finished(workload, cluster) & ~fleet.is_void(cluster)
+    engines = cluster.engines
+
+    def mean_s(steps: jax.Array) -> jax.Array:
+        return jnp.sum(steps.astype(jnp.float32)) * params.dt.seconds / count
+
+    e2e_p99, ttft_p99 = (jnp.float32(0), jnp.float32(0)) if engines.ledger is None else _tails(params, workload, cluster)
     return Outcome(
-        e2e_mean=jnp.sum(jnp.where(real, e2e, 0)) / count,
-        e2e_p99=_quantile(jnp.where(real, e2e, -jnp.inf), count),
-        ttft_p99=_quantile(jnp.where(real, ttft, -jnp.inf), count),
-        makespan=jnp.max(jnp.where(real, e2e + _seconds(workload.arrival, params), 0)),
-        complete=complete.astype(jnp.float32),
+        e2e_mean=mean_s(engines.latency_steps),
+        late_mean=mean_s(engines.late_steps),
+        makespan=cluster.now.astype(jnp.float32) * params.dt.seconds,
+        complete=(fleet.all_finished(workload, cluster) & ~fleet.is_void(cluster)).astype(jnp.float32),
+        e2e_p99=e2e_p99,
+        ttft_p99=ttft_p99,
     )
 
 
-def _quantile(values: jax.Array, count: jax.Array) -> jax.Array:
-    """The `TAIL` quantile of the largest `count` values."""
-    ordered = jnp.sort(values)
-    place = ordered.shape[0] - 1 - jnp.floor((1 - TAIL) * (count - 1)).astype(jnp.int32)
-    return ordered[place]
+def _tails(params: ClusterParams, workload: Workload, cluster: ClusterState) -> tuple[jax.Array, jax.Array]:
+    """99th percentiles of E2E latency and of the time to the first token, [] float32 seconds each."""
+    rows = jnp.arange(workload.prompt_tokens.shape[0], dtype=jnp.int32)
+    sent, book = cluster.instance, cluster.engines.ledger
+    if sent is None or book is None:
+        raise ValueError("the run kept no records")
 
+    def of(times: Time) -> jax.Array:
+        at = jax.tree.map(lambda leaf: leaf[jnp.maximum(sent, 0), rows], times)
+        seconds = clock.seconds_between(workload.arrival, at, params.dt)
+        ordered = jnp.sort(jnp.where((rows < workload.num_requests) & (sent >= 0), seconds, -jnp.inf))
+        above = (1 - TAIL) * (workload.num_requests - 1).astype(jnp.float32)
+        return ordered[ordered.shape[0] - 1 - jnp.floor(above).astype(jnp.int32)]
 
-def _seconds(time: Time, params: ClusterParams) -> jax.Array:
-    return time.step.astype(jnp.float32) * params.dt.seconds + time.offset
+    return of(book.requests.last), of(book.requests.first)

@@ -52,6 +52,8 @@ def idle_engine(config: ClusterConfig, requests: int) -> EngineState:
         awaiting_prompt_tokens=zero,
         finished=zero,
         finished_early_s=jnp.float32(0),
+        latency_steps=zero,
+        late_steps=zero,
         preemptions=zero,
         recomputed_tokens=zero,
         overflow=no,

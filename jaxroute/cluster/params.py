@@ -12,7 +12,7 @@ from jaxroute.cluster.clock import make_interval
 from jaxroute.cluster.config import SCHEDULERS, Batching, ClusterConfig, RouterOrder
 from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS, StepProfile
-from jaxroute.types import ClusterParams, InstanceParams, StepCoefficients
+from jaxroute.types import NEVER, ClusterParams, InstanceParams, StepCoefficients
 
 MOST_STEPS_PER_INTERVAL = 256
 DEFAULT_SCRAPE_S = 0.1
@@ -56,6 +56,7 @@ def make_params(
         **limits,
         frontend_s=jnp.asarray([p.frontend_ms / 1e3 for p in profiles], jnp.float32),
         scheduler=jnp.asarray([int(SCHEDULERS[name]) for name in schedulers], jnp.int32),
+        late_after=jnp.full(len(profiles), NEVER, jnp.int32),
         grad1=jnp.asarray([p.grad1 for p in profiles], jnp.float32),
         grad2=jnp.asarray([p.grad2 for p in profiles], jnp.float32),
     )

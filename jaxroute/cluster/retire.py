@@ -41,10 +41,13 @@ def _finish_one(params: InstanceParams, workload: Workload, state: EngineState, 
     request = state.slots.request[slot]
     all_tokens = state.slots.kv_base[slot] + state.decode_count + 1
     one = wanted.astype(jnp.int32)
+    latency = state.step.end.step - workload.arrival.step[request]
     state = state.replace(
         ledger=ledger.store(state.ledger, slot, request, wanted, decodes=jnp.bool_(True)),
         in_flight_tokens=state.in_flight_tokens - one * all_tokens,
         finished=state.finished + one,
+        latency_steps=state.latency_steps + one * latency,
+        late_steps=state.late_steps + one * jnp.maximum(latency - params.late_after, 0),
         buckets=finished(state.buckets, workload, request, wanted),
     )
     return leave_decode(params, state, slot=slot, wanted=wanted)

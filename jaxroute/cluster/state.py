@@ -173,6 +173,8 @@ class EngineState(struct.PyTreeNode):
       awaiting_prompt_tokens: [] int32, their prompt tokens.
       finished: [] int32, requests finished so far.
       finished_early_s: [] float32, seconds from each finish in the latest interval to the end of it, summed.
+      latency_steps: [] int32, router intervals from arrival to finish, summed over the requests finished so far.
+      late_steps: [] int32, those beyond `InstanceParams.late_after`.
       preemptions: [] int32, preemptions so far.
       recomputed_tokens: [] int32, computed KV tokens that preemptions dropped so far.
       overflow: [] bool, whether a request found the waiting queue full (the run is then void).
@@ -198,6 +200,8 @@ class EngineState(struct.PyTreeNode):
     awaiting_prompt_tokens: jax.Array
     finished: jax.Array
     finished_early_s: jax.Array
+    latency_steps: jax.Array
+    late_steps: jax.Array
     preemptions: jax.Array
     recomputed_tokens: jax.Array
     overflow: jax.Array
