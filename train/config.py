@@ -19,6 +19,8 @@ class FleetsConfig:
       mixed: share of the fleets whose every instance draws a profile and a scheduler of its own.
       kv_tokens: KV cache sizes, one of which each fleet draws; 0 is the profile's own.
       ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
+      spf_edges: predicted tokens to which those of a request are rounded down in that order; without any they count
+        as they are.
       dt: router interval, seconds.
     """
 
@@ -30,6 +32,7 @@ class FleetsConfig:
     mixed: float = 0.0
     kv_tokens: tuple[int, ...] = (0,)
     ageing: float = 5.0
+    spf_edges: tuple[int, ...] = ()
     dt: float = 0.02
 
 
@@ -100,7 +103,7 @@ class PpoConfig:
     """Proximal policy optimisation.
 
     Attributes:
-      total_steps: router intervals of all lanes together after which the run ends (its twins not counted).
+      total_steps: router intervals of all lanes together after which it ends (its twins not counted); 0 for none.
       rollout: T, intervals of each lane between two updates.
       epochs: passes over a rollout.
       minibatches: of one epoch; T is a multiple of it.
@@ -137,6 +140,25 @@ class PpoConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvolutionConfig:
+    """Evolution strategies on whole episodes, after PPO or instead of it.
+
+    Attributes:
+      generations: of the whole run; 0 for none.
+      pairs: mirrored pairs of perturbed policies in a generation.
+      sigma: standard deviation of a perturbation.
+      learning_rate: of Adam on the estimated gradient; it falls linearly to a tenth.
+      tail_weight: what a second beyond the reference's 99th percentile costs, in seconds of latency.
+    """
+
+    generations: int = 0
+    pairs: int = 16
+    sigma: float = 0.15
+    learning_rate: float = 0.05
+    tail_weight: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
@@ -148,7 +170,8 @@ class TrainConfig:
       workloads: the requests.
       network: policy and critic.
       reward: the reward.
-      ppo: the algorithm.
+      ppo: the first algorithm.
+      evolution: the second.
     """
 
     name: str = "policy"
@@ -159,3 +182,4 @@ class TrainConfig:
     network: NetworkConfig = NetworkConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PpoConfig = PpoConfig()
+    evolution: EvolutionConfig = EvolutionConfig()

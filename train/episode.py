@@ -91,7 +91,9 @@ def play(
     clusters = params.cluster.replace(scrape_period=params.scrape_periods[:, 0])
 
     def begin(cluster: ClusterParams, workload: Workload, number: jax.Array) -> Lane:
-        return start_lane(config, cluster, workload, policy.initial_state(env.instances), jax.random.fold_in(key, number))
+        return start_lane(
+            config, cluster, workload, policy.initial_state(env.instances), jax.random.fold_in(key, number)
+        )
 
     def ended(lane: Lane, count: jax.Array) -> jax.Array:
         done = jax.vmap(fleet.all_finished)(workloads, lane.cluster) | jax.vmap(fleet.is_void)(lane.cluster)
@@ -117,7 +119,9 @@ def outcome_of(params: ClusterParams, workload: Workload, cluster: ClusterState)
     def mean_s(steps: jax.Array) -> jax.Array:
         return jnp.sum(steps.astype(jnp.float32)) * params.dt.seconds / count
 
-    e2e_p99, ttft_p99 = (jnp.float32(0), jnp.float32(0)) if engines.ledger is None else _tails(params, workload, cluster)
+    e2e_p99, ttft_p99 = (
+        (jnp.float32(0), jnp.float32(0)) if engines.ledger is None else _tails(params, workload, cluster)
+    )
     return Outcome(
         e2e_mean=mean_s(engines.latency_steps),
         late_mean=mean_s(engines.late_steps),

@@ -58,7 +58,9 @@ class Experience(NamedTuple):
     preemptions: jax.Array
 
 
-def action_distribution(network: Scorer, params: Params, observed: Observed, scales: FeatureScales) -> distrax.Categorical:
+def action_distribution(
+    network: Scorer, params: Params, observed: Observed, scales: FeatureScales
+) -> distrax.Categorical:
     """The policy's distribution over the I + 1 actions; those that are masked have no probability."""
     return distrax.Categorical(logits=network.apply(params, observed, scales))
 
