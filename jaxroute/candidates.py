@@ -36,6 +36,7 @@ class Candidate:
       router_order: order of the router queue, as `Fleet` names it.
       is_heuristic: whether it is one of ours, in either order.
       ageing: of the router queue, where the policy was trained with one; None for the fleet's own.
+      spf_edges: likewise.
       buckets: B, the length buckets by which its view must count requests; 0 for none.
     """
 
@@ -44,20 +45,24 @@ class Candidate:
     router_order: str = "fcfs"
     is_heuristic: bool = False
     ageing: float | None = None
+    spf_edges: tuple[int, ...] | None = None
     buckets: int = 0
 
     def fleet(self, fleet: Fleet) -> Fleet:
         """The fleet as this policy routes for it."""
         ageing = fleet.ageing if self.ageing is None else self.ageing
-        return dataclasses.replace(fleet, router_order=self.router_order, ageing=ageing, buckets=self.buckets)
+        edges = fleet.spf_edges if self.spf_edges is None else self.spf_edges
+        order = self.router_order
+        return dataclasses.replace(fleet, router_order=order, ageing=ageing, spf_edges=edges, buckets=self.buckets)
 
 
 def by_program(fleet: Fleet, candidates: Sequence[Candidate]) -> Iterator[tuple[Fleet, list[Candidate]]]:
     """The candidates in groups that can share a compiled program, each with the fleet that they route for."""
-    groups: dict[tuple[str, float, int], tuple[Fleet, list[Candidate]]] = {}
+    groups: dict[tuple[object, ...], tuple[Fleet, list[Candidate]]] = {}
     for candidate in candidates:
         own = candidate.fleet(fleet)
-        groups.setdefault((own.router_order, own.ageing, own.buckets), (own, []))[1].append(candidate)
+        key = (own.router_order, own.ageing, own.spf_edges, own.buckets)
+        groups.setdefault(key, (own, []))[1].append(candidate)
     yield from groups.values()
 
 
@@ -121,8 +126,9 @@ def _trained(name: str, shown: str, folder: Path) -> Candidate:
         name=shown,
         policy=LearnedPolicy.of(file, shown),
         router_order="shortest-predicted" if is_forced else file.router_order,
-        # Of a policy that was trained on another order, it says nothing.
+        # Of a policy that was trained on another order, they say nothing.
         ageing=None if file.router_order == "fcfs" else file.ageing,
+        spf_edges=None if file.router_order == "fcfs" else file.spf_edges,
         buckets=len(file.bucket_edges),
     )
 

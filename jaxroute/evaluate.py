@@ -149,7 +149,14 @@ def _summaries(
     """Runs a group of policies that share a program; yields policy, seed and summary of each run."""
     config, params = fleet.config(cell.size, records=True), fleet.params()
     columns = [
-        to_device(table, predict(table, cell.prediction, seed=seed), dt=fleet.dt, size=cell.size, ageing=fleet.ageing)
+        to_device(
+            table,
+            predict(table, cell.prediction, seed=seed),
+            dt=fleet.dt,
+            size=cell.size,
+            ageing=fleet.ageing,
+            spf_edges=fleet.spf_edges,
+        )
         for table, seed in zip(cell.tables, cell.seeds, strict=True)
     ]
     for candidate in group:

@@ -33,6 +33,7 @@ def policy_file_of(
     dt: float,
     profiles: tuple[str, ...],
     training: Mapping[str, object],
+    spf_edges: tuple[int, ...] = (),
 ) -> PolicyFile:
     """A trained `Scorer` as a policy file.
 
@@ -49,6 +50,7 @@ def policy_file_of(
       dt: router interval, seconds.
       profiles: names of the profiles that it was trained on.
       training: facts about the training; what JSON cannot hold becomes text or null.
+      spf_edges: to which the shortest-predicted order rounds predicted tokens down.
 
     Raises:
       ValueError: `buckets` is not the number of buckets that requests are predicted in.
@@ -75,6 +77,7 @@ def policy_file_of(
         ageing=float(ageing),
         dt=float(dt),
         profiles=tuple(profiles),
+        spf_edges=tuple(spf_edges),
         training=cast("dict[str, object]", plain_json(training)),
         weights={path: np.asarray(array) for path, array in flatten_dict(params["params"], sep="/").items()},
     )

@@ -88,14 +88,22 @@ def env_params(
     """The parameters of one environment, for a `ClusterConfig` that holds the fleet.
 
     Args:
-      fleet: the servers, the router interval and the ageing.
+      fleet: the servers, the router interval and the order of the router queue.
       tables: M workloads that have been checked against the fleet.
       predictions: what the router is told of each.
       size: N, to which shorter tables are padded.
       max_steps, scrape_s, penalty_weight: see `make`.
     """
     columns = [
-        to_device(table, prediction, dt=fleet.dt, size=size, ageing=fleet.ageing, profile=fleet.profiles[0])
+        to_device(
+            table,
+            prediction,
+            dt=fleet.dt,
+            size=size,
+            ageing=fleet.ageing,
+            spf_edges=fleet.spf_edges,
+            profile=fleet.profiles[0],
+        )
         for table, prediction in zip(tables, predictions, strict=True)
     ]
     least, most = (fleet.scrape_s, fleet.scrape_s) if scrape_s is None else scrape_s

@@ -43,6 +43,7 @@ class Fleet:
       batching: order of the instances' waiting queues.
       router_order: order of the router queue, `fcfs` or `shortest-predicted`.
       ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
+      spf_edges: to which that order rounds predicted tokens down, ascending; without any they count as they are.
       scrape_s: time between two scrapes of the servers' metrics, seconds.
       queue_capacity: requests that one instance can hold; by default as many as the workload has.
       buckets: B, length buckets by which the view counts requests, for the paper's observation; 0 for none.
@@ -54,6 +55,7 @@ class Fleet:
     batching: str = "fcfs"
     router_order: str = "fcfs"
     ageing: float = DEFAULT_AGEING
+    spf_edges: tuple[int, ...] = ()
     scrape_s: float = DEFAULT_SCRAPE_S
     queue_capacity: int | None = None
     buckets: int = 0
@@ -120,7 +122,7 @@ def simulate(
     """
     fleet.check(table)
     config, params = fleet.config(len(table), records=True), fleet.params()
-    workload = to_device(table, prediction, dt=fleet.dt, ageing=fleet.ageing)
+    workload = to_device(table, prediction, dt=fleet.dt, ageing=fleet.ageing, spf_edges=fleet.spf_edges)
     bank = PolicyBank(tuple(policies))
     index, states = bank.initial_state(len(fleet.profiles))
     lanes = stack_lanes(start_lane(config, params, workload, (index, states), jax.random.key(seed)), len(policies))

@@ -54,10 +54,17 @@ def test_a_trained_policy_brings_its_order_ageing_and_buckets_and_spf_forces_the
     write_policy(random_policy("paper", router_order="shortest-predicted", ageing=2.5), path)
     found = candidate(str(path))
     assert (found.name, found.router_order, found.ageing, found.buckets) == ("spf", "shortest-predicted", 2.5, 7)
-    write_policy(random_policy("paper", router_order="fcfs", ageing=2.5), path)
-    assert (candidate(str(path)).router_order, candidate(str(path)).ageing) == ("fcfs", None)
+    # It was trained without edges, so that those of the fleet are not for it.
+    assert found.spf_edges == ()
+    edged = random_policy("paper", router_order="shortest-predicted", spf_edges=(64, 256))
+    write_policy(edged, path)
+    assert candidate(str(path)).spf_edges == (64, 256)
+    write_policy(random_policy("paper", router_order="fcfs", ageing=2.5, spf_edges=(256,)), path)
+    first = candidate(str(path))
+    assert (first.router_order, first.ageing, first.spf_edges) == ("fcfs", None, None)
     forced = candidate(f"{path}+spf")
     assert (forced.name, forced.router_order, forced.ageing) == ("spf+spf", "shortest-predicted", None)
+    assert forced.spf_edges is None
 
 
 def test_candidates_that_can_share_a_program_do(policy: Path) -> None:
@@ -78,6 +85,19 @@ def test_candidates_that_can_share_a_program_do(policy: Path) -> None:
         ("shortest-predicted", 5.0, 0),
     ]
     assert groups[2][0].config(1, records=False).buckets == 7
+
+
+def test_other_edges_are_another_program_and_none_are_the_fleets() -> None:
+    fleet = dataclasses.replace(FLEET, spf_edges=(256,))
+    own = candidate("random+spf")
+    candidates = [
+        own,
+        dataclasses.replace(own, name="plain", spf_edges=()),
+        dataclasses.replace(own, name="same", spf_edges=(256,)),
+        dataclasses.replace(own, name="three", spf_edges=(64, 256)),
+    ]
+    groups = [(own.spf_edges, [each.name for each in group]) for own, group in by_program(fleet, candidates)]
+    assert groups == [((256,), ["random+spf", "same"]), ((), ["plain"]), ((64, 256), ["three"])]
 
 
 def test_paths_that_end_alike_are_told_apart(tmp_path: Path) -> None:

@@ -151,6 +151,23 @@ def test_overlong_requests_are_clipped_or_dropped_and_reported(
     assert [row["request_id"] for row in rows_of(out / "random.requests.csv")] == ["1"]
 
 
+def test_edges_put_short_requests_before_long_ones_in_order_of_arrival(tmp_path: Path) -> None:
+    # All at once to one server that takes one at a time; predicted as the means of their buckets.
+    lengths = [300, 20, 300, 70, 40]
+    rows = "".join(f"0,10,{length}\n" for length in lengths)
+    trace = trace_file(tmp_path, "arrival_s,prompt_tokens,output_tokens\n" + rows)
+    options = ("--policy", "gated-central-queue+spf", "--instances", "1", "--kv-tokens", "320", "--max-num-seqs", "1")
+
+    def order(*more: str) -> list[int]:
+        out = simulate(tmp_path, *options, *more, workload=trace)
+        sent = [float(row["dispatch_s"]) for row in rows_of(out / "gated-central-queue+spf.requests.csv")]
+        return sorted(range(5), key=sent.__getitem__)
+
+    assert order() == [1, 4, 3, 0, 2]
+    assert order("--spf-edges", "256") == [1, 3, 4, 0, 2]
+    assert order("--spf-edges", "32,256") == [1, 3, 4, 0, 2]
+
+
 def test_a_rate_above_one_action_per_dt_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulate(tmp_path, "--policy", "random", "--rate", "80", "--requests", "50")
     assert "sends at most 50" in " ".join(capsys.readouterr().out.split())
@@ -214,6 +231,9 @@ def test_a_bad_profile_is_one_line(
         (("--prediction", "perfect"), "prediction 'perfect'"),
         (("--max-num-batched-tokens", "300", "--scheduler", "whole-prompt"), "exceeds one step of max_num_batched"),
         (("--scrape-s", "0"), "scrape_s is 0.0"),
+        (("--spf-edges", "256,64"), "--spf-edges 256,64: give ascending whole numbers above 0, such as 64,256"),
+        (("--spf-edges", "0,64"), "--spf-edges 0,64: give ascending"),
+        (("--spf-edges", "6.5"), "--spf-edges 6.5: give ascending"),
     ],
 )
 def test_a_bad_option_is_one_line(

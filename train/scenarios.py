@@ -177,6 +177,7 @@ def _draw_lanes(
             dt=fleets.dt,
             router_order=fleets.router_order,
             ageing=fleets.ageing,
+            spf_edges=fleets.spf_edges,
             scrape_s=workloads.scrape_s[0],
         )
         lanes.append((fleet, names[lane], predictions[lane], float(loads[lane])))

@@ -46,6 +46,7 @@ def _facts(policy: PolicyFile, size: int) -> Table:
     """What a user has to know of a policy of `size` bytes."""
     network = policy.network
     order = policy.router_order
+    classes = f" in classes from {' and '.join(map(str, policy.spf_edges))} tokens on" if policy.spf_edges else ""
     table = Table(title=f"policy {policy.name}", title_justify="left", show_header=False)
     for fact, value in {
         "observation": policy.observation,
@@ -54,7 +55,7 @@ def _facts(policy: PolicyFile, size: int) -> Table:
         "may hold": "yes" if network.holds else "only while nothing can be sent",
         "parameters": f"{policy.parameters:,}",
         "size": f"{size / 1024:.1f} KiB",
-        "router queue": order if order == "fcfs" else f"{order}, ageing {policy.ageing:g} tokens/s",
+        "router queue": order if order == "fcfs" else f"{order}{classes}, ageing {policy.ageing:g} tokens/s",
         "dt": f"{policy.dt:g} s",
         "profiles": ", ".join(policy.profiles),
         **{f"training: {fact}": str(value) for fact, value in policy.training.items()},

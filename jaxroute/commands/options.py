@@ -37,6 +37,9 @@ class FleetOptions:
     """What to do with requests that a server cannot hold: stop, cut the prompt, or leave them out."""
     ageing: float = 5.0
     """Predicted tokens that a second of waiting is worth under +spf."""
+    spf_edges: str = ""
+    """Predicted tokens, ascending with commas, to which those of a request are rounded down (below the first, to 0)
+    under +spf, such as 256 for two classes; by default they count as they are."""
     scrape_s: float = 0.1
     """Time between two scrapes of the servers' metrics, seconds."""
 
@@ -65,11 +68,23 @@ class FleetOptions:
             dt=self.dt,
             batching=self.batching,
             ageing=self.ageing,
+            spf_edges=self._edges(),
             scrape_s=self.scrape_s,
         )
         fleet.params()
         fleet.config(1, records=False)
         return fleet
+
+    def _edges(self) -> tuple[int, ...]:
+        from jaxroute.workload.prediction import are_edges
+
+        try:
+            edges = tuple(map(int, names_of(self.spf_edges)))
+        except ValueError:
+            edges = (0,)
+        if not are_edges(edges):
+            raise InputError(f"--spf-edges {self.spf_edges}: give ascending whole numbers above 0, such as 64,256")
+        return edges
 
     def limits(self, fleet: Fleet) -> tuple[int, ...]:
         """Most prompt + output tokens that `--overlong` deals with, in the order in which it does."""

@@ -150,6 +150,8 @@ def _policy(fields: _Fields, weights: dict[str, np.ndarray]) -> PolicyFile:
         profiles=fields.texts("profiles"),
         training=fields.within("training").data,
         weights=weights,
+        # Older files have none.
+        spf_edges=fields.integers("spf_edges") if "spf_edges" in fields.data else (),
         actions=fields.text("actions"),
     )
 

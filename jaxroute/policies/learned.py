@@ -49,6 +49,11 @@ class LearnedPolicy(Stateless):
         return self.file.ageing
 
     @property
+    def spf_edges(self) -> tuple[int, ...]:
+        """To which that order rounds predicted tokens down; empty where they count as they are."""
+        return self.file.spf_edges
+
+    @property
     def buckets(self) -> int:
         """B, the length buckets by which its view must count requests; 0 for none."""
         return len(self.file.bucket_edges)

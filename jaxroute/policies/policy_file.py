@@ -23,6 +23,9 @@ ACTIONS = "0..I-1: instance for the head of the queue; I: hold"
 
 ACTIVATION = "tanh"
 
+MOST_TOKENS = 2**31
+"""Beyond what a request can have."""
+
 ROUTER_ORDERS = ("fcfs", "shortest-predicted")
 
 RETRAIN = "train it again, or use the version of jaxroute that wrote it"
@@ -76,6 +79,7 @@ class PolicyFile:
       profiles: that it was trained on.
       training: facts about the training, in JSON's types.
       weights: float32 arrays by their path in the linen tree, such as `score_0/kernel`.
+      spf_edges: to which that order rounds predicted tokens down, ascending; without any they count as they are.
       actions: what the logits stand for.
       format_version: of the file.
     """
@@ -93,6 +97,7 @@ class PolicyFile:
     profiles: tuple[str, ...]
     training: Mapping[str, object]
     weights: Mapping[str, np.ndarray]
+    spf_edges: tuple[int, ...] = ()
     actions: str = ACTIONS
     format_version: int = FORMAT_VERSION
 
@@ -138,6 +143,9 @@ def check_policy(policy: PolicyFile, facts: str, weights: str) -> None:
         raise InputError(f"{facts}: router_order is {policy.router_order!r}; known: {', '.join(ROUTER_ORDERS)}")
     if not (math.isfinite(policy.ageing) and policy.ageing >= 0):
         raise InputError(f"{facts}: ageing is {policy.ageing}, must be a finite number of tokens per second >= 0")
+    edges = policy.spf_edges
+    if any(later <= earlier for earlier, later in itertools.pairwise((0, *edges, MOST_TOKENS))):
+        raise InputError(f"{facts}: spf_edges is {list(edges)}, must be numbers of tokens above 0 that ascend")
     if not (math.isfinite(policy.dt) and policy.dt > 0):
         raise InputError(f"{facts}: dt is {policy.dt}, must be a finite number of seconds > 0")
     _check_weights(policy, weights)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxroute.errors import InputError
 from jaxroute.profiles import StepProfile
 from jaxroute.types import Time, Workload
-from jaxroute.workload.prediction import Prediction
+from jaxroute.workload.prediction import Prediction, are_edges, rounded_down
 from jaxroute.workload.table import RequestTable
 
 LATEST_STEP = 2**30
@@ -28,6 +28,7 @@ def to_device(
     dt: float,
     size: int | None = None,
     ageing: float = DEFAULT_AGEING,
+    spf_edges: tuple[int, ...] = (),
     profile: StepProfile | None = None,
 ) -> Workload:
     """The workload of a table.
@@ -39,11 +40,13 @@ def to_device(
       size: N, padding the table; by default its length.
       ageing: predicted tokens per second of waiting, >= 0, by which the shortest-predicted order puts a request
         further to the front; 0 lets long requests starve.
-
+      spf_edges: ascending; predicted tokens are rounded down to the nearest of them, or to 0, before that order ranks
+        them, so that requests between two edges go by arrival; without any they count as they are.
       profile: the server that the ideal times stand for; without one they are 1 s.
 
     Raises:
-      InputError: the table is longer than `size`, or an arrival is too late for the int32 interval count.
+      InputError: the table is longer than `size`, an arrival is too late for the int32 interval count, or a bad
+        `ageing` or `spf_edges`.
     """
     count = len(table)
     size = count if size is None else size
@@ -53,6 +56,8 @@ def to_device(
         raise InputError(f"{table.name}: the last arrival is {table.arrival_s[-1]:.0f} s, too late for dt = {dt} s")
     if not (np.isfinite(ageing) and ageing >= 0):
         raise InputError(f"ageing is {ageing!r}, must be a finite number of tokens per second >= 0")
+    if not are_edges(spf_edges):
+        raise InputError(f"spf_edges is {list(spf_edges)}, must be numbers of tokens above 0 that ascend")
     step, offset, visible = _arrival_steps(table.arrival_s, dt)
 
     def column(values: np.ndarray, fill: int) -> jnp.ndarray:
@@ -60,6 +65,7 @@ def to_device(
         padded[:count] = values
         return jnp.asarray(padded)
 
+    ranked = rounded_down(prediction.tokens, spf_edges) if spf_edges else prediction.tokens
     offsets = np.zeros(size, np.float32)
     offsets[:count] = offset
     return Workload(
@@ -73,7 +79,7 @@ def to_device(
         task=column(table.task, 0),
         lead_s=jnp.asarray(_lead_sums(visible, table.arrival_s, dt, size)),
         ideal_s=jnp.asarray(_ideal_s(table.prompt_tokens, prediction.tokens, profile, size)),
-        priority=column(_priority(table.arrival_s, prediction.tokens, ageing), 0),
+        priority=column(_priority(table.arrival_s, ranked, ageing), 0),
         num_requests=jnp.int32(count),
     )
 

@@ -52,6 +52,26 @@ def test_priorities_are_ranks_of_prediction_less_aged_waiting() -> None:
         to_device(table, prediction, dt=0.02, ageing=-1.0)
 
 
+def test_with_edges_classes_are_ranked_and_a_class_goes_by_arrival() -> None:
+    table = RequestTable.create([0.0, 1.0, 2.0, 3.0, 4.0], [1] * 5, [9] * 5, name="five")
+    predicted = np.asarray([600, 256, 90, 255, 10])
+    prediction = Prediction(predicted, predicted, predicted)
+
+    def ranks(edges: tuple[int, ...], ageing: float) -> list[int]:
+        return to_device(table, prediction, dt=0.02, ageing=ageing, spf_edges=edges).priority.tolist()
+
+    assert ranks((), 0.0) == [4, 3, 1, 2, 0]
+    # Two long ones and three short ones.
+    assert ranks((256,), 0.0) == [3, 4, 0, 1, 2]
+    # 256 and 356 against 200, 300 and 400: a long one waits for what comes within 2.56 s.
+    assert ranks((256,), 100.0) == [1, 3, 0, 2, 4]
+    # Rounded down to 300, 100, 0, 100 and 0.
+    assert ranks((100, 300), 0.0) == [4, 2, 0, 3, 1]
+    for edges in ((0, 5), (5, 5), (5, 4), (-1,), (2**31,)):
+        with pytest.raises(InputError, match=r"spf_edges is .* must be numbers of tokens above 0 that ascend"):
+            to_device(table, prediction, dt=0.02, spf_edges=edges)
+
+
 def test_a_router_that_never_holds_sends_in_arrival_order_whatever_the_queue() -> None:
     """With at most one request in the queue at a time there is nothing to reorder."""
     table = five_task(150, 4.0, seed=2)

@@ -50,7 +50,9 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("encoding", ["rich", "paper"])
 def test_a_policy_is_read_as_it_was_written(tmp_path: Path, encoding: Encoding) -> None:
-    policy = random_policy(encoding, (8, 4), holds=False, router_order="shortest-predicted", ageing=2.5)
+    policy = random_policy(
+        encoding, (8, 4), holds=False, router_order="shortest-predicted", ageing=2.5, spf_edges=(64, 256)
+    )
     write_policy(policy, tmp_path / "deep" / "policy")
     again = read_policy(tmp_path / "deep" / "policy")
     plain = [field.name for field in dataclasses.fields(policy) if field.name not in ("scales", "weights")]
@@ -73,6 +75,12 @@ def test_the_json_says_what_the_policy_is(written: Path) -> None:
     assert data["actions"] == "0..I-1: instance for the head of the queue; I: hold"
     assert data["training"] == {"steps": 1000, "seed": 3}
     assert sorted(path.name for path in written.iterdir()) == ["policy.json", "policy.safetensors"]
+
+
+def test_a_file_without_edges_ranks_predictions_as_they_are(written: Path) -> None:
+    assert json.loads((written / "policy.json").read_text())["spf_edges"] == []
+    change(written, spf_edges=None)
+    assert read_policy(written).spf_edges == ()
 
 
 def test_the_parameters_are_counted() -> None:
@@ -164,6 +172,9 @@ def test_a_missing_file_is_named(written: Path, name: str) -> None:
         ({"router_order": "lifo"}, "router_order is 'lifo'; known: fcfs, shortest-predicted"),
         ({"ageing": -1}, "ageing is -1"),
         ({"ageing": 10**400}, "ageing holds a number that is too large"),
+        ({"spf_edges": [256, 64]}, "spf_edges is [256, 64], must be numbers of tokens above 0 that ascend"),
+        ({"spf_edges": [10**40]}, "must be numbers of tokens above 0"),
+        ({"spf_edges": 256}, "spf_edges must be a list of whole numbers"),
         ({"dt": 0}, "dt is 0.0"),
         ({"dt": float("nan")}, "dt is nan"),
         ({"profiles": "v100"}, "profiles must be a list of texts"),

@@ -68,6 +68,8 @@ def test_it_is_known_by_the_content_of_its_file() -> None:
     assert first != other
     assert isinstance(first, Policy)
     assert (first.name, first.router_order, first.ageing, first.buckets) == ("made-up", "fcfs", 5.0, 0)
+    assert first.spf_edges == ()
+    assert LearnedPolicy.of(random_policy(spf_edges=(64, 256))).spf_edges == (64, 256)
     assert LearnedPolicy.of(random_policy("paper"), "mine").buckets == 7
     assert LearnedPolicy.of(random_policy("paper"), "mine").name == "mine"
 
@@ -99,3 +101,20 @@ def test_evaluate_runs_it_beside_heuristics_with_its_own_order_and_ageing() -> N
     assert by_name["aged"].e2e_mean_s != by_name["round-robin+spf"].e2e_mean_s
     # With so much ageing the first to come is the first to be served.
     assert by_name["aged"].router_wait_mean_s == pytest.approx(by_name["round-robin"].router_wait_mean_s, rel=1e-6)
+
+
+def test_evaluate_ranks_for_each_policy_by_its_own_edges() -> None:
+    tables = (five_task(60, 40.0, seed=0),)
+    # Little KV cache, so that most requests wait at the router.
+    fleet = Fleet((PROFILE.with_kv_tokens(2500),) * 2, ("chunked",) * 2, ageing=0.0, spf_edges=(256,))
+    cell = Cell("five-task", fleet, 1.0, 40.0, (0,), tables)
+    gate = candidate("gated-central-queue+spf")
+    plain = dataclasses.replace(gate, name="plain", spf_edges=())
+    one_class = dataclasses.replace(gate, name="one class", spf_edges=(100_000,))
+    [rows] = evaluate([cell], [gate, plain, one_class, candidate("gated-central-queue")])
+    e2e = {row.policy: row.e2e_mean_s for row in rows}
+    # In one class there is only the order of arrival.
+    assert e2e["one class"] == pytest.approx(e2e["gated-central-queue"], rel=1e-6)
+    assert len(set(np.round(list(e2e.values()), 3))) == 3
+    [[alone]] = evaluate([dataclasses.replace(cell, fleet=dataclasses.replace(fleet, spf_edges=()))], [gate])
+    assert alone.e2e_mean_s == pytest.approx(e2e["plain"], rel=1e-6)

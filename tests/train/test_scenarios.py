@@ -158,6 +158,17 @@ def test_a_given_rate_needs_no_capacity() -> None:
     assert {(lane.load, lane.rate_per_s) for lane in lanes} == {(None, 20.0)}
 
 
+def test_edges_put_short_requests_first_whenever_they_come() -> None:
+    fleets = (FleetsConfig(instances=2, lanes=2, router_order="shortest-predicted", ageing=0.0, spf_edges=(256,)),)
+    [group] = make_groups(dataclasses.replace(GIVEN_RATE, fleets=fleets))
+    assert {lane.fleet.spf_edges for lane in group.scenarios} == {(256,)}
+    predicted, priority = (
+        np.asarray(getattr(group.params.workloads, name)).reshape(-1, 40) for name in ("predicted_tokens", "priority")
+    )
+    for tokens, rank in zip(predicted, priority, strict=True):
+        assert np.argsort(rank).tolist() == np.argsort(tokens >= 256, kind="stable").tolist()
+
+
 def test_one_compiled_step_serves_all_lanes(groups: tuple[Group, ...]) -> None:
     env, params = groups[1].env, groups[1].params
     chex.clear_trace_counter()
