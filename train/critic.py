@@ -7,7 +7,7 @@ of the advantages and adds no bias (an input-driven baseline).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxroute.cluster.state import ClusterState, EngineState
 from jaxroute.cluster.view import true_left
 from jaxroute.observation import global_features, instance_features
+from jaxroute.train.state import Params
 from jaxroute.types import NEVER, ClusterParams, RouterView, Workload
 
 LOOK_AHEAD_S = (1.0, 4.0, 16.0, 64.0)
@@ -117,6 +118,11 @@ class Critic(nn.Module):
         for number, size in enumerate(self.hidden):
             values = nn.tanh(nn.Dense(size, name=f"whole_{number}")(values))
         return nn.Dense(1, name="value", kernel_init=nn.initializers.orthogonal(0.1))(values)[..., 0]
+
+
+def value_of(critic: Critic, weights: Params, judged: Judged) -> jax.Array:
+    """The critic's values, [...] float32."""
+    return cast(jax.Array, critic.apply(weights, judged))
 
 
 def _squashed(values: jax.Array) -> jax.Array:

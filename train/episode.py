@@ -1,4 +1,4 @@
-"""Whole episodes, from the first request to the last finish, and what they cost: what validation and evolution judge."""
+"""Whole episodes, from the first request to the last finish, and their costs: what validation and evolution judge."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from jaxroute.policies.choose import first_of_highest
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.policies.protocol import Policy, Stateless
 from jaxroute.rollout import Lane, interval, start_lane
+from jaxroute.train.rollout import action_logits
 from jaxroute.train.state import Params
 from jaxroute.types import ClusterParams, RouterView, Time, Workload
 
@@ -66,8 +67,8 @@ class Greedy(Stateless):
     def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
         """See `Stateless.choose`."""
         del key
-        logits = self.network.apply(self.weights, observe(view, self.encoding, jnp), self.scales)
-        return first_of_highest(logits)
+        observed = observe(view, self.encoding, jnp)
+        return first_of_highest(action_logits(self.network, self.weights, observed, self.scales))
 
 
 def play(

@@ -27,11 +27,19 @@ from jaxroute.policies import heuristic
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.train.config import EvolutionConfig
 from jaxroute.train.episode import Greedy, Outcome, play
+from jaxroute.train.optimiser import lenient
 from jaxroute.train.state import Params
 
 AXIS = "lanes"
 REFERENCE = "round-robin"
 """What costs are relative to, its requests in order of arrival whatever the order of the group."""
+
+UNFINISHED = 100.0
+"""Cost of an episode that did not end."""
+
+Given = tuple[EnvParams, jax.Array, Outcome, FeatureScales, jax.Array]
+"""What all members of a generation share in one group: parameters ([E] leaves), the workload that each lane plays ([E]
+int32), what it costs under the reference ([E] leaves), the scales of the features, and a key."""
 
 
 class EvolutionState(struct.PyTreeNode):
@@ -90,7 +98,7 @@ class Evolver:
 def make_evolver(config: EvolutionConfig, envs: tuple[ClusterRouting, ...], network: Scorer) -> Evolver:
     """The static parts of a run."""
     rate = optax.linear_schedule(config.learning_rate, config.learning_rate / 10, max(1, config.generations))
-    return Evolver(config, envs, network, optax.adam(rate, b1=0.9, b2=0.99))
+    return Evolver(config, envs, network, lenient(optax.adam(rate, b1=0.9, b2=0.99)))
 
 
 def initial_evolution(evolver: Evolver, policy: Params, scales: FeatureScales, key: jax.Array) -> EvolutionState:
@@ -184,10 +192,6 @@ def _generation(
     )
 
 
-UNFINISHED = 100.0
-"""Cost of an episode that did not end."""
-
-
 def cost(outcome: Outcome, reference: Outcome, tail_weight: float) -> jax.Array:
     """What is minimised, relative to a reference on the same requests: 1 is as good as it; [...] float32.
 
@@ -209,7 +213,7 @@ def _cost_of(
     evolver: Evolver,
     env: ClusterRouting,
     member: jax.Array,
-    given: tuple[EnvParams, jax.Array, Outcome, FeatureScales, jax.Array],
+    given: Given,
     *,
     unravel: Callable[[jax.Array], Params],
 ) -> jax.Array:
@@ -223,11 +227,13 @@ def _cost_of(
     return cost(play(env, policy, params, index, key), reference, evolver.config.tail_weight)
 
 
-def _spread(judge: Callable, members: jax.Array, given: tuple, mesh: jax.sharding.Mesh) -> jax.Array:  # type: ignore[type-arg]
+def _spread(
+    judge: Callable[[jax.Array, Given], jax.Array], members: jax.Array, given: Given, mesh: jax.sharding.Mesh
+) -> jax.Array:
     """[2 P, E] float32: the members over the devices, one after the other on each, so that lanes share weights."""
     over, whole = jax.sharding.PartitionSpec(AXIS), jax.sharding.PartitionSpec()
 
-    def local(members: jax.Array, given: tuple) -> jax.Array:  # type: ignore[type-arg]
+    def local(members: jax.Array, given: Given) -> jax.Array:
         return jax.lax.map(lambda member: judge(member, given), members)
 
     program = jax.shard_map(local, mesh=mesh, in_specs=(over, whole), out_specs=over, check_vma=False)

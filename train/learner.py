@@ -7,17 +7,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
-
 from jaxroute.policies import HEURISTICS
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.train.config import TrainConfig
-from jaxroute.train.critic import Critic, judge, work_of
+from jaxroute.train.critic import Critic, Judged, judge, work_of
 from jaxroute.train.normalise import RunningScales
+from jaxroute.train.optimiser import lenient
 from jaxroute.train.prior import with_prior
 from jaxroute.train.report import Metrics
 from jaxroute.train.stagger import staggered
@@ -35,13 +34,17 @@ def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learn
     steps = updates * ppo.epochs * ppo.minibatches
     rate = optax.linear_schedule(ppo.learning_rate, ppo.final_learning_rate, steps)
     critic_rate = optax.linear_schedule(ppo.critic_learning_rate, ppo.critic_learning_rate / 10, steps)
+
+    def adam(rate: optax.Schedule) -> optax.GradientTransformation:
+        return lenient(optax.chain(optax.clip_by_global_norm(ppo.max_grad_norm), optax.adam(rate, eps=1e-5)))
+
     return Learner(
         config=config,
         envs=envs,
         network=Scorer(config.network.hidden, config.network.holds),
         critic=Critic(config.network.critic_hidden),
-        policy_optimiser=optax.chain(optax.clip_by_global_norm(ppo.max_grad_norm), optax.adam(rate, eps=1e-5)),
-        critic_optimiser=optax.chain(optax.clip_by_global_norm(ppo.max_grad_norm), optax.adam(critic_rate, eps=1e-5)),
+        policy_optimiser=adam(rate),
+        critic_optimiser=adam(critic_rate),
         teacher=HEURISTICS["round-robin" if ppo.teacher == "none" else ppo.teacher],
         twin=None if ppo.twin == "none" else HEURISTICS[ppo.twin],
         updates=updates,
@@ -84,8 +87,10 @@ def initial_state(learner: Learner, params: tuple[EnvParams, ...], key: jax.Arra
     )
 
 
-def _judged(env: ClusterRouting, params: EnvParams, lanes: Lanes):
-    def one(own: EnvParams, lane: Lanes):
+def _judged(env: ClusterRouting, params: EnvParams, lanes: Lanes) -> Judged:
+    """What the critic sees of every lane, [E] leaves."""
+
+    def one(own: EnvParams, lane: Lanes) -> Judged:
         workload = jax.tree.map(lambda leaf: leaf[lane.env.index], own.workloads)
         view = env.view(lane.env, own)
         return judge(own.cluster, workload, work_of(workload), lane.env.cluster, view, lane.return_scale)

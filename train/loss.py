@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxroute.observation import Observed
 from jaxroute.train.critic import Judged
 
+MASKED = -1e30
+"""Log-probabilities below it are of masked actions."""
+
 
 class Batch(NamedTuple):
     """Steps to learn from; leading axes [...].
@@ -67,8 +70,8 @@ def policy_loss(policy: distrax.Categorical, batch: Batch, clip: float) -> Polic
     bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
     surrogate = -jnp.minimum(ratio * batch.advantage, bounded * batch.advantage)
     # A masked action of the teacher's (holding where that is no choice) teaches nothing.
-    taught = batch.decides * jnp.take_along_axis(policy.logits > MASKED, batch.teacher[..., None], axis=-1)[..., 0]
-    imitation = jnp.where(taught > 0, -policy.log_prob(batch.teacher), 0)
+    taught = jnp.take_along_axis(policy.logits > MASKED, batch.teacher[..., None], axis=-1)[..., 0]
+    imitation = jnp.where(taught, -policy.log_prob(batch.teacher), 0)
 
     def total(values: jax.Array) -> jax.Array:
         return jnp.sum(batch.decides * values)
@@ -81,10 +84,6 @@ def policy_loss(policy: distrax.Categorical, batch: Batch, clip: float) -> Polic
         clipped=total((jnp.abs(ratio - 1) > clip).astype(jnp.float32)),
         steps=jnp.sum(batch.decides),
     )
-
-
-MASKED = -1e30
-"""Log-probabilities below it are of masked actions."""
 
 
 def critic_loss(value: jax.Array, batch: Batch) -> jax.Array:

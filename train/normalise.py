@@ -91,7 +91,8 @@ def _moments(values: jax.Array, weight: jax.Array, axis: str | None) -> Moments:
     over = tuple(range(weight.ndim))
     count = _total(jnp.sum(weight), axis)
     mean = _total(jnp.sum(values * weight[..., None], axis=over), axis) / jnp.maximum(count, 1)
-    square = _total(jnp.sum((values - mean) ** 2 * weight[..., None], axis=over), axis) / jnp.maximum(count, 1)
+    deviation = values - jnp.expand_dims(mean, over)
+    square = _total(jnp.sum(deviation**2 * weight[..., None], axis=over), axis) / jnp.maximum(count, 1)
     return Moments(count=count, mean=mean, square=square)
 
 

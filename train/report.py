@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +72,7 @@ def metrics_of(
     reward = _sum(jnp.sum(r.path.reward / g.return_scale[:, None]) for r, g in zip(rollouts, groups, strict=True))
     alive = _sum(jnp.sum(batch.alive) for batch in batches)
     decided = _sum(jnp.sum(batch.decides) for batch in batches)
-    held = _sum(jnp.sum(b.decides * (b.action == b.observed.mask.shape[-1] - 1)) for b in batches)
+    held = _sum(jnp.sum(jnp.where(b.action == b.observed.mask.shape[-1] - 1, b.decides, 0)) for b in batches)
     lanes = jnp.float32(sum(batch.action.shape[0] for batch in batches))
     preempted = _sum(jnp.sum(rollout.preemptions).astype(jnp.float32) for rollout in rollouts)
     sums = total((reward, alive, decided, held, lanes, preempted, _gains(rollouts, groups), _errors(batches, total)))
@@ -129,5 +129,5 @@ def _shares(batch: Batch, total: Total) -> tuple[jax.Array, jax.Array]:
     return total(jnp.sum(jnp.max(shares, axis=-1))) / lanes, total(jnp.sum(jnp.min(shares, axis=-1))) / lanes
 
 
-def _sum(terms: Any) -> jax.Array:
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
     return jnp.sum(jnp.stack(list(terms)))

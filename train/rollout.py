@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import distrax
 import jax
@@ -58,11 +59,39 @@ class Experience(NamedTuple):
     preemptions: jax.Array
 
 
+class Moment(NamedTuple):
+    """One interval of one lane: the fields of `Experience` without axes, and those of `Path` likewise."""
+
+    observed: Observed
+    action: jax.Array
+    log_prob: jax.Array
+    teacher: jax.Array
+    alive: jax.Array
+    path: Path
+    twin: Path | None
+
+
+class Twin(NamedTuple):
+    """The same fleet and requests under a heuristic. Attributes: env: its state; policy: the heuristic's own."""
+
+    env: EnvState
+    policy: PolicyState
+
+
+Carry = tuple[EnvState, jax.Array, PolicyState, Twin | None]
+"""Of a lane from one interval to the next: its state, whether its episode goes on, the teacher's state, the twin."""
+
+
+def action_logits(network: Scorer, weights: Params, observed: Observed, scales: FeatureScales) -> jax.Array:
+    """[..., I + 1] float32, the network's logits; those of masked actions are the least finite float32."""
+    return cast(jax.Array, network.apply(weights, observed, scales))
+
+
 def action_distribution(
-    network: Scorer, params: Params, observed: Observed, scales: FeatureScales
+    network: Scorer, weights: Params, observed: Observed, scales: FeatureScales
 ) -> distrax.Categorical:
     """The policy's distribution over the I + 1 actions; those that are masked have no probability."""
-    return distrax.Categorical(logits=network.apply(params, observed, scales))
+    return distrax.Categorical(logits=action_logits(network, weights, observed, scales))
 
 
 def collect(
@@ -120,52 +149,52 @@ def _collect_lane(
     workload = jax.tree.map(lambda leaf: leaf[0], params.workloads)
     judged = partial(_judged, env, params, work_of(workload), lane.return_scale)
 
-    def step(carry: tuple[EnvState, jax.Array, PolicyState, Twin | None], number: jax.Array):  # noqa: ANN202
+    def step(carry: Carry, number: jax.Array) -> tuple[Carry, Moment]:
         state, alive, teacher_state, beside = carry
         key_action, key_step, key_teacher, key_twin = jax.random.split(jax.random.fold_in(key_steps, number), 4)
         observed = env.observed(state, params)
-        action, log_prob = action_distribution(network, weights, observed, scales).sample_and_log_prob(seed=key_action)
+        distribution = action_distribution(network, weights, observed, scales)
+        action = distribution.sample(seed=key_action)
         advice, teacher_state = teacher.act(teacher_state, env.view(state, params), key_teacher)
-        seen = judged(state)
         _, after, reward, terminated, _ = env.step_env(key_step, state, action, params)
         ends = terminated | env.is_truncated(after, params)
-        note = (observed, action, log_prob, advice, alive, seen, jnp.where(alive, reward, 0), terminated, ends)
-        beside, beside_note = _twin_step(env, params, twin, judged, beside, key_twin)
-        return (after, alive & ~ends, teacher_state, beside), (note, beside_note)
+        path = Path(judged(state), jnp.where(alive, reward, 0), terminated, ends)
+        beside, twin_path = _twin_step(env, params, twin, judged, beside, key_twin)
+        moment = Moment(observed, action, distribution.log_prob(action), advice, alive, path, twin_path)
+        return (after, alive & ~ends, teacher_state, beside), moment
 
     start = None if twin is None else Twin(state, twin.initial_state(env.instances))
     carry = (state, jnp.bool(True), teacher.initial_state(env.instances), start)
-    (end, alive, _, beside), (note, beside_note) = jax.lax.scan(step, carry, jnp.arange(length, dtype=jnp.int32))
-    observed, action, log_prob, advice, was_alive, seen, reward, terminated, ended = note
-    twin_path = None if beside is None else Path(_with_last(beside_note[0], judged(beside.env)), *beside_note[1:])
+    (end, alive, _, beside), moments = jax.lax.scan(step, carry, jnp.arange(length, dtype=jnp.int32))
     experience = Experience(
-        observed=observed,
-        action=action,
-        log_prob=log_prob,
-        teacher=advice,
-        alive=was_alive,
-        path=Path(_with_last(seen, judged(end)), reward, terminated, ended),
-        twin=twin_path,
+        observed=moments.observed,
+        action=moments.action,
+        log_prob=moments.log_prob,
+        teacher=moments.teacher,
+        alive=moments.alive,
+        path=_closed(moments.path, judged(end)),
+        twin=None if beside is None or moments.twin is None else _closed(moments.twin, judged(beside.env)),
         preemptions=jnp.sum(end.cluster.engines.preemptions - state.cluster.engines.preemptions, dtype=jnp.int32),
     )
     return lane.replace(env=end, done=~alive), experience
 
 
-class Twin(NamedTuple):
-    """The same fleet and requests under a heuristic. Attributes: env: its state; policy: the heuristic's own."""
-
-    env: EnvState
-    policy: PolicyState
-
-
-def _twin_step(env, params, policy, judged, beside: Twin | None, key: jax.Array):  # noqa: ANN001, ANN202
-    if beside is None:
+def _twin_step(
+    env: ClusterRouting,
+    params: EnvParams,
+    policy: Policy | None,
+    judged: Callable[[EnvState], Judged],
+    beside: Twin | None,
+    key: jax.Array,
+) -> tuple[Twin | None, Path | None]:
+    """One interval of the twin, if there is one; nothing counts once its last request has finished."""
+    if policy is None or beside is None:
         return None, None
     action, own = policy.act(beside.policy, env.view(beside.env, params), key)
-    seen = judged(beside.env)
     done = env.is_terminated(beside.env, params)
     _, after, reward, terminated, _ = env.step_env(key, beside.env, action, params)
-    return Twin(after, own), (seen, jnp.where(done, 0, reward), terminated, terminated)
+    path = Path(judged(beside.env), jnp.where(done, 0, reward), terminated, terminated)
+    return Twin(after, own), path
 
 
 def _begun(env: ClusterRouting, params: EnvParams, lane: Lanes, key: jax.Array) -> EnvState:
@@ -179,5 +208,7 @@ def _judged(env: ClusterRouting, params: EnvParams, work: Work, scale: jax.Array
     return judge(params.cluster, workload, work, state.cluster, env.view(state, params), scale)
 
 
-def _with_last(many: Judged, last: Judged) -> Judged:
-    return jax.tree.map(lambda leaf, one: jnp.concatenate([leaf, one[None]]), many, last)
+def _closed(path: Path, last: Judged) -> Path:
+    """The path with what the critic sees after its last interval."""
+    judged = jax.tree.map(lambda leaf, one: jnp.concatenate([leaf, one[None]]), path.judged, last)
+    return path._replace(judged=judged)

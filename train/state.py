@@ -33,7 +33,7 @@ class Lanes(struct.PyTreeNode):
 
 
 class TrainState(struct.PyTreeNode):
-    """Attributes: policy and critic, their optimisers' states, the scales of the features, the lanes, and so on.
+    """A run between two updates.
 
     Attributes:
       policy: the scorer's weights.

@@ -17,7 +17,7 @@ from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.policies.protocol import Policy
 from jaxroute.train.advantage import control_weight, discounted_returns, generalised_advantage
 from jaxroute.train.config import TrainConfig
-from jaxroute.train.critic import Critic
+from jaxroute.train.critic import Critic, value_of
 from jaxroute.train.loss import Batch, PolicyLoss, critic_loss, policy_loss
 from jaxroute.train.report import Metrics, metrics_of
 from jaxroute.train.rollout import Experience, Path, action_distribution, collect
@@ -161,7 +161,7 @@ def _advantages(
     """[E, T] each: the policy's advantages, the critic's targets, and the twin's advantages (0 without twins)."""
 
     def one(path: Path) -> tuple[jax.Array, jax.Array]:
-        value = learner.critic.apply(state.critic, path.judged)
+        value = value_of(learner.critic, state.critic, path.judged)
         advantage = jax.vmap(
             lambda reward, values, terminated, ended: generalised_advantage(
                 reward,
@@ -251,7 +251,8 @@ def _learn(
         return whole, loss
 
     def of_critic(weights: Params) -> jax.Array:
-        return sum(critic_loss(learner.critic.apply(weights, batch.judged), batch) for batch in part) / living
+        losses = [critic_loss(value_of(learner.critic, weights, batch.judged), batch) for batch in part]
+        return sum(losses, jnp.float32(0)) / living
 
     (_, loss), gradient = jax.value_and_grad(of_policy, has_aux=True)(state.policy)
     error, critic_gradient = jax.value_and_grad(of_critic)(state.critic)
