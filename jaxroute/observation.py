@@ -145,6 +145,11 @@ def feature_names(encoding: Encoding, buckets: int = 0) -> tuple[tuple[str, ...]
     return PAPER_GLOBAL_FEATURES, (*awaiting, *streaming, "free share of the KV cache", "earliest completion, seconds")
 
 
+def count_columns(encoding: Encoding, buckets: int = 0) -> int:
+    """Leading instance features that count requests in flight: all 0 where, and only where, an instance is idle."""
+    return 1 if encoding == "rich" else 2 * buckets
+
+
 def flat(observed: Observed, xp: Any) -> Array:
     """[G + I * F + I + 1] float32: router features, instance rows, action mask."""
     rows = observed.instances.reshape(-1)

@@ -11,6 +11,7 @@ import optax
 
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
+from jaxroute.observation import count_columns
 from jaxroute.policies import HEURISTICS
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.train.config import TrainConfig
@@ -32,6 +33,7 @@ def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learn
     per_update = sum(fleets.lanes for fleets in config.fleets) * ppo.rollout
     updates = max(1, round(ppo.total_steps / per_update))
     steps = updates * ppo.epochs * ppo.minibatches
+    columns = count_columns(config.network.observation, envs[0].config.buckets)
     rate = optax.linear_schedule(ppo.learning_rate, ppo.final_learning_rate, steps)
     critic_rate = optax.linear_schedule(ppo.critic_learning_rate, ppo.critic_learning_rate / 10, steps)
 
@@ -41,7 +43,7 @@ def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learn
     return Learner(
         config=config,
         envs=envs,
-        network=Scorer(config.network.hidden, config.network.holds),
+        network=Scorer(config.network.hidden, config.network.holds, columns),
         critic=Critic(config.network.critic_hidden),
         policy_optimiser=adam(rate),
         critic_optimiser=adam(critic_rate),

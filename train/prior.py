@@ -14,14 +14,17 @@ from jaxroute.train.state import Params
 FILL = "tokens in flight with the head's prompt / KV tokens"
 
 PRIORS = ("none", "least-tokens", "gate")
-"""By name: all alike; the fewest tokens in flight over the KV cache, hardly ever holding; the same, holding while the
-emptiest instance is filled to more than 80 % of its KV cache."""
+"""By name: all alike, hardly ever holding; the fewest tokens in flight over the KV cache, hardly ever holding; the same, holding while the
+emptiest instance is filled to more than 90 % of its KV cache."""
 
-GATE = 0.8
+GATE = 0.9
 """Share of the KV cache that the gate prior fills."""
 
+GATE_SHARPNESS = 200.0
+"""Logits by which holding gains for a whole cache: drawn in every interval, a soft gate would never hold for long."""
+
 RARELY = -4.0
-"""Hold logit, relative to an instance's, of a policy that hardly ever holds at first."""
+"""Hold logit, counted from the best instance's, of a policy that hardly ever holds at first."""
 
 
 def with_prior(policy: Params, network: NetworkConfig) -> Params:
@@ -36,16 +39,15 @@ def with_prior(policy: Params, network: NetworkConfig) -> Params:
     weights = policy["params"]
     score = jnp.zeros_like(weights["score_linear"]["kernel"])
     hold = jnp.zeros_like(weights["hold_linear"]["kernel"])
-    bias = jnp.zeros_like(weights["hold_linear"]["bias"])
+    bias = jnp.full_like(weights["hold_linear"]["bias"], RARELY)
     if network.prior != "none":
         if network.observation != "rich":
             raise InputError(f"network.prior {network.prior} needs network.observation = 'rich'; set it to 'none'")
-        # The least fill of all instances goes into the hold logit, so that it is relative to the best score.
         fill = INSTANCE_FEATURES.index(FILL)
-        gate = network.prior_weight if network.prior == "gate" else 0.0
         score = score.at[fill, 0].set(-network.prior_weight)
-        hold = hold.at[fill, 0].set(gate - network.prior_weight)
-        bias = bias + (-gate * GATE if network.prior == "gate" else RARELY)
+        if network.prior == "gate":
+            hold = hold.at[fill, 0].set(GATE_SHARPNESS)
+            bias = jnp.full_like(bias, -GATE_SHARPNESS * GATE)
     weights["score_linear"]["kernel"] = score
     weights["hold_linear"] = {"kernel": hold, "bias": bias}
     return policy

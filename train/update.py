@@ -181,8 +181,7 @@ def _advantages(
 
 def _decides(learner: Learner, experience: Experience) -> jax.Array:
     """[E, T] float32, 1 where an action was chosen out of several."""
-    mask = experience.observed.mask
-    choices = jnp.sum(mask if learner.network.holds else mask[..., :-1], axis=-1, dtype=jnp.int32)
+    choices = jnp.sum(learner.network.allowed(experience.observed), axis=-1, dtype=jnp.int32)
     return (experience.alive & (choices > 1)).astype(jnp.float32)
 
 

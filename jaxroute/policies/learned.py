@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from jaxroute.observation import Observed, observe
+from jaxroute.observation import Observed, count_columns, observe
 from jaxroute.policies.folder import digest
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.policies.policy_file import PolicyFile
@@ -75,6 +75,10 @@ class LearnedPolicy(Stateless):
             instance_mean=jnp.asarray(file.scales.instance_mean),
             instance_std=jnp.asarray(file.scales.instance_std),
         )
-        scorer = Scorer(hidden=file.network.hidden, holds=file.network.holds)
+        scorer = Scorer(
+            hidden=file.network.hidden,
+            holds=file.network.holds,
+            count_columns=count_columns(file.observation, len(file.bucket_edges)),
+        )
         weights = unflatten_dict({name: jnp.asarray(array) for name, array in file.weights.items()}, sep="/")
         return cast(jax.Array, scorer.apply({"params": weights}, observed, scales))

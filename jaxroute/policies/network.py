@@ -54,17 +54,21 @@ class Scorer(nn.Module):
     """Logits of the actions from what is observed.
 
     Instance i is scored from its own features, their differences to the fleet's mean and to the fleet's least, and the
-    router's features. The hold logit comes from the fleet's mean, least and most, and the router's features. Both have
-    a linear path around the hidden layers, on the features as they are: a heuristic's score fits in there, and is
-    where training can start (see `linear_prior`).
+    router's features. The hold logit comes from the fleet's mean, least and most, and the router's features, and counts
+    from the best score of an instance that can take the head: whether to send and where are apart. Both have a linear
+    path around the hidden layers, on the features as they are: a heuristic's score fits in there, and is where
+    training can start.
 
     Attributes:
       hidden: sizes of the hidden layers.
       holds: whether holding is an action that may be chosen while a request can be sent.
+      count_columns: leading instance features that are all 0 where, and only where, nothing is in flight (see
+        `observation.count_columns`).
     """
 
     hidden: tuple[int, ...] = (32, 32)
     holds: bool = True
+    count_columns: int = 1
 
     @nn.compact
     def __call__(self, observed: Observed, scales: FeatureScales) -> jax.Array:
@@ -77,18 +81,33 @@ class Scorer(nn.Module):
         whole = jnp.concatenate([mean, least, most, router], axis=-1)
         emptiest = jnp.min(observed.instances, axis=-2)
         around = nn.Dense(1, name="hold_linear")(jnp.concatenate([emptiest, observed.router], axis=-1))
-        hold = self._layers(whole, "hold") + around
+        hold = self._layers(whole, "hold") + around + _best(scores[..., 0], observed.mask[..., :-1])[..., None]
         logits = jnp.concatenate([scores[..., 0], hold], axis=-1)
-        return jnp.where(self._allowed(observed.mask), logits, jnp.finfo(jnp.float32).min)
+        return jnp.where(self.allowed(observed), logits, jnp.finfo(jnp.float32).min)
 
     def _layers(self, inputs: jax.Array, name: str) -> jax.Array:
         for number, size in enumerate(self.hidden):
             inputs = nn.tanh(nn.Dense(size, name=f"{name}_{number}")(inputs))
         return nn.Dense(1, kernel_init=nn.initializers.orthogonal(0.01), name=f"{name}_out")(inputs)
 
-    def _allowed(self, mask: jax.Array) -> jax.Array:
-        """The mask, without hold where it is no choice."""
-        if self.holds:
-            return mask
-        sends = jnp.any(mask[..., :-1], axis=-1)
-        return mask.at[..., -1].set(mask[..., -1] & ~sends)
+    def allowed(self, observed: Observed) -> jax.Array:
+        """[..., I + 1] bool, the actions that the policy chooses from.
+
+        While a request can be sent, holding is none of them where `holds` is False, nor where an instance that can take
+        the request is idle: nothing is to be waited for, and a policy that always sends then cannot stall.
+        """
+        sends = observed.mask[..., :-1]
+        waits_for_nothing = sends & is_idle(observed, self.count_columns)
+        no_hold = jnp.any(waits_for_nothing if self.holds else sends, axis=-1)
+        return observed.mask.at[..., -1].set(observed.mask[..., -1] & ~no_hold)
+
+
+def is_idle(observed: Observed, count_columns: int) -> jax.Array:
+    """[..., I] bool, instances with nothing in flight: all of their leading count columns are 0."""
+    return jnp.all(observed.instances[..., :count_columns] == 0, axis=-1)
+
+
+def _best(scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """[...] float32, the highest score of an allowed instance, a constant to the derivative; 0 where there is none."""
+    best = jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1)
+    return jax.lax.stop_gradient(jnp.where(jnp.any(allowed, axis=-1), best, 0))

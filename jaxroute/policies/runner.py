@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxroute.observation import Observed
+from jaxroute.observation import Observed, count_columns
 from jaxroute.policies.policy_file import PolicyFile, Scales
 
 MASKED = np.finfo(np.float32).min
@@ -37,6 +37,7 @@ class Runner:
         weights = {name: np.asarray(array, np.float64) for name, array in policy.weights.items()}
         self._by_row, self._by_fleet, self._constant = _first_layers(weights, policy.scales)
         self._behind = list(zip(_layers(weights, "score")[1:], _layers(weights, "hold")[1:], strict=True))
+        self._count_columns = count_columns(policy.observation, len(policy.bucket_edges))
         self._layers: dict[int, list[Layer]] = {}
 
     def decide(self, observed: Observed) -> int:
@@ -66,9 +67,11 @@ class Runner:
             values += bias
         logits = np.add.reduce(values, axis=1)
         logits[:-1] += own[:, -1]
-        logits[-1] += fleet[-1]
+        allowed = observed.mask[:-1]
+        logits[-1] += fleet[-1] + (logits[:-1][allowed].max() if allowed.any() else 0.0)
         logits[~observed.mask] = MASKED
-        if not self.policy.network.holds and observed.mask[:-1].any():
+        idle = allowed & ~observed.instances[:, : self._count_columns].any(axis=1)
+        if (idle if self.policy.network.holds else allowed).any():
             logits[-1] = MASKED
         return logits.astype(np.float32)
 
