@@ -53,6 +53,7 @@ def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learn
     )
 
 
+@partial(jax.jit, static_argnames=("learner",))
 def initial_state(learner: Learner, params: tuple[EnvParams, ...], key: jax.Array) -> TrainState:
     """A run before its first update.
 
