@@ -23,11 +23,13 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.export import Export
     from jaxroute.commands.profiles import Profiles
     from jaxroute.commands.simulate import Simulate
+    from jaxroute.commands.train import Train
     from jaxroute.errors import InputError
 
     commands: dict[str, Callable[..., Any]] = {
         "simulate": Simulate,
         "evaluate": Evaluate,
+        "train": Train,
         "export": Export,
         "bench": Bench,
         "data": Data,

@@ -12,10 +12,19 @@ from jaxroute.errors import InputError
 from jaxroute.evaluate import FIRST_SEED
 from jaxroute.policies import HEURISTICS
 from jaxroute.profiles import load_profile
-from jaxroute.train.config import FleetsConfig, NetworkConfig, PpoConfig, RewardConfig, TrainConfig, WorkloadsConfig
+from jaxroute.train.config import (
+    EvolutionConfig,
+    FleetsConfig,
+    NetworkConfig,
+    PpoConfig,
+    RewardConfig,
+    TrainConfig,
+    WorkloadsConfig,
+)
 from jaxroute.train.parse_config import Place
+from jaxroute.train.prior import PRIORS
 from jaxroute.workload.factory import make_workload, workload_names
-from jaxroute.workload.prediction import predict
+from jaxroute.workload.prediction import are_edges, predict
 from jaxroute.workload.table import RequestTable
 
 Rule = Callable[[Any], str | None]
@@ -34,13 +43,15 @@ def check_config(config: TrainConfig, place: Place) -> None:
     """
     tables: list[tuple[str, object]] = [(f"fleets.{number}.", fleets) for number, fleets in enumerate(config.fleets)]
     tables += [("workloads.", config.workloads), ("network.", config.network), ("reward.", config.reward)]
-    tables += [("ppo.", config.ppo), ("", config)]
+    tables += [("ppo.", config.ppo), ("evolution.", config.evolution), ("", config)]
     for prefix, table in tables:
         for name, rule in RULES[type(table)].items():
             if complaint := rule(getattr(table, name)):
                 raise InputError(f"{place.of(prefix + name)} is {_shown(getattr(table, name))}, {complaint}")
     if config.ppo.rollout % config.ppo.minibatches:
         _refuse(place, "ppo.rollout", config.ppo.rollout, f"a multiple of ppo.minibatches = {config.ppo.minibatches}")
+    if config.ppo.total_steps == 0 and config.evolution.generations == 0:
+        _refuse(place, "ppo.total_steps", 0, "above 0, or evolution.generations: there is nothing to train")
     if config.seed + config.seeds > FIRST_SEED:
         _refuse(place, "seed", config.seed, f"at most {FIRST_SEED - config.seeds}: evaluation has the seeds above")
     if config.network.observation == "paper" and config.network.prior != "none":
@@ -111,6 +122,11 @@ def not_empty(value: object) -> str | None:
     return None if value else "must not be empty"
 
 
+def edges(values: tuple[int, ...]) -> str | None:
+    """Ascending and positive; none at all are fine."""
+    return None if are_edges(values) else "must be ascending whole numbers above 0, such as [64, 256]"
+
+
 def requests_of_a_table(value: int) -> str | None:
     """Enough for a rate, or 0."""
     return None if value == 0 or value >= 2 else "must be at least 2, or 0 for the workload's own number"
@@ -142,6 +158,7 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
         "mixed": share,
         "kv_tokens": each(at_least(0)),
         "ageing": at_least(0),
+        "spf_edges": edges,
         "dt": above_zero,
     },
     WorkloadsConfig: {
@@ -156,11 +173,12 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
     NetworkConfig: {
         "hidden": each(at_least(1)),
         "critic_hidden": each(at_least(1)),
+        "prior": one_of(PRIORS),
         "prior_weight": at_least(0),
     },
     RewardConfig: {"guidance_episodes": at_least(0), "horizon_s": above_zero},
     PpoConfig: {
-        "total_steps": at_least(1),
+        "total_steps": at_least(0),
         "rollout": at_least(1),
         "epochs": at_least(1),
         "minibatches": at_least(1),
@@ -176,6 +194,13 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
         "teacher": one_of(("none", *HEURISTICS)),
         "teacher_weight": at_least(0),
         "teacher_share": share,
+    },
+    EvolutionConfig: {
+        "generations": at_least(0),
+        "pairs": at_least(1),
+        "sigma": above_zero,
+        "learning_rate": above_zero,
+        "tail_weight": at_least(0),
     },
 }
 """Of each table; a key that is not here may have any value of its type."""

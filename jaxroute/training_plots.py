@@ -1,0 +1,56 @@
+"""Training runs -> pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from jaxroute.plots import GREY, policy_line_style
+
+GAIN = "valid_e2e_mean"
+
+
+def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
+    """Change of the mean E2E against round robin, % (validation), over the router intervals simulated.
+
+    Args:
+      runs: a label and the `metrics.csv` of each; a line is the mean over the seeds of a run, its band their range, and
+        a dot the last point.
+    """
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color=GREY, lw=1.2, zorder=1)
+    for index, (label, path) in enumerate(runs):
+        steps, values = _curve(path)
+        style = policy_line_style(index)
+        mean = [np.mean(each) for each in values]
+        axes.plot(steps, mean, lw=1.8, label=label, **style)
+        axes.plot(steps[-1:], mean[-1:], "o", ms=5, color=style["color"])
+        low, high = [min(each) for each in values], [max(each) for each in values]
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, lw=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(True, color="#E4E4E4", lw=0.7)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_xlabel("router intervals simulated, of one seed")
+    axes.set_ylabel("mean E2E against round robin (%)")
+    if runs:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _curve(path: Path) -> tuple[list[int], list[list[float]]]:
+    """Where the run was validated, and the change of each seed there, %."""
+    found: dict[int, list[float]] = defaultdict(list)
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row[GAIN]:
+                found[int(row["env_steps"])].append(100 * float(row[GAIN]))
+    steps = sorted(found)
+    return steps, [found[step] for step in steps]

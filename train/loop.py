@@ -1,0 +1,192 @@
+"""The host side of a training run: calls, checks, validations, checkpoints, and the files that show how it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from jaxroute.devices import lane_mesh
+from jaxroute.plots import save
+from jaxroute.train import run_folder
+from jaxroute.train.best import Best, better, write_best
+from jaxroute.train.checkpoint import Checkpoints
+from jaxroute.train.config import TrainConfig
+from jaxroute.train.evolution_stage import EvolutionStage
+from jaxroute.train.learner import initial_state, make_learner
+from jaxroute.train.ppo_stage import PpoStage
+from jaxroute.train.scalars import FILE, VALID, Row, Scalars
+from jaxroute.train.scenarios import make_groups
+from jaxroute.train.stage import Stage, State, devices_for, is_validated
+from jaxroute.train.validation import Figures, Validator
+from jaxroute.training_plots import learning_curve
+
+STAGES = (PpoStage.name, EvolutionStage.name)
+
+
+class Watcher(Protocol):
+    """Shows a run to whoever started it."""
+
+    def moved(self, stage: str, done: int, total: int, gain: float) -> None:
+        """After every call; `gain` is above 0 where the policy is better than round robin (or the twin)."""
+
+    def said(self, text: str) -> None:
+        """A line, at every validation."""
+
+
+class Training:
+    """A run that can be stopped after any call and goes on from there as if nothing had been.
+
+    Attributes:
+      best: the best validated policy so far.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, watcher: Watcher) -> None:
+        """Makes what the run plays; nothing is written yet.
+
+        Raises:
+          InputError: a configuration that cannot be run.
+        """
+        self._config = config
+        self._out = out
+        self._watcher = watcher
+        self._groups = make_groups(config)
+        self._mesh = lane_mesh(devices_for(config))
+        self._learner = make_learner(config, tuple(group.env for group in self._groups))
+        self._validate = Validator(config, self._learner.network, self._mesh)
+        self._collapsed = [0] * config.seeds
+        self.best: Best | None = None
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Goes on from the last checkpoint, or from the start without one.
+
+        Args:
+          stop: asked after every call; if so, the run is saved and ends.
+
+        Returns:
+          Whether the run is finished.
+
+        Raises:
+          DivergedError: the run has gone wrong; the last checkpoint and policy stay.
+          InputError: a checkpoint of something else.
+        """
+        self._checkpoints = Checkpoints(self._out / run_folder.CHECKPOINTS)
+        facts = self._checkpoints.facts() or {"stage": "", "update": 0, "seconds": 0.0}
+        self._began = time.monotonic() - facts["seconds"]
+        stage, update = facts["stage"] or STAGES[0], facts["update"]
+        self._scalars = Scalars(self._out, stage_order=STAGES, stage=stage, update=update)
+        try:
+            return self._stages(facts, stop)
+        finally:
+            self._scalars.close()
+            self._checkpoints.close()
+
+    def _stages(self, facts: dict[str, Any], stop: Callable[[], bool]) -> bool:
+        for name in self._planned():
+            # The stages before that of the checkpoint are over.
+            if facts["stage"] and STAGES.index(name) < STAGES.index(facts["stage"]):
+                continue
+            stage = self._stage(name)
+            state, done = self._start(stage, facts)
+            if not self._to_end(stage, state, done, stop):
+                return False
+        if self.best is not None:
+            write_best(self._config, self.best, self._out)
+        save(learning_curve([(self._config.name, self._out / FILE)]), self._out / run_folder.CURVE)
+        return True
+
+    def _planned(self) -> list[str]:
+        ppo, evolution = self._config.ppo.total_steps > 0, self._config.evolution.generations > 0
+        return [name for name, wanted in zip(STAGES, (ppo, evolution), strict=True) if wanted]
+
+    def _stage(self, name: str) -> Stage:
+        kind = PpoStage if name == PpoStage.name else EvolutionStage
+        return kind(self._config, self._learner, self._groups, self._mesh)
+
+    def _start(self, stage: Stage, facts: dict[str, Any]) -> tuple[State, int]:
+        """The stage's state and its updates so far: from the checkpoint if that is of this stage, else before any."""
+        if facts["stage"] != stage.name:
+            return stage.placed(stage.initial(None if self.best is None else self.best.candidate)), 0
+        saved = self._checkpoints.restore({"state": stage.like(), "best": self._like_a_policy()})
+        self._collapsed = facts["collapsed"]
+        self.best = Best.of_facts(facts["best"], saved["best"]) if facts["best"] else None
+        return stage.placed(saved["state"]), facts["update"]
+
+    def _to_end(self, stage: Stage, state: State, done: int, stop: Callable[[], bool]) -> bool:
+        """Runs the stage; whether it came to its end."""
+        while done < stage.total:
+            before = done
+            state, metrics = stage.advance(state, min(stage.per_call, stage.total - done))
+            done += len(metrics[0])
+            self._collapsed = stage.check(state, metrics, done, self._collapsed)
+            validated = is_validated(before, done, stage.total)
+            figures = self._validated(stage, state, done) if validated else []
+            self._scalars.write(self._rows(stage, state, metrics, done, figures))
+            self._watcher.moved(stage.name, done, stage.total, stage.gain(metrics))
+            stopping = stop() and not (done == stage.total and stage.name == self._planned()[-1])
+            if validated or stopping:
+                self._save(stage, state, done)
+            if stopping:
+                return False
+        return True
+
+    def _validated(self, stage: Stage, state: State, done: int) -> list[Figures]:
+        """The figures of each seed's policy; the best policy so far is written."""
+        found = []
+        for candidate in stage.candidates(state):
+            figures = self._validate(candidate.policy, candidate.scales)
+            found.append(figures)
+            before = self.best
+            self.best = better(before, Best(candidate, figures, stage.name, done, stage.env_steps(done)))
+            note = "" if self.best is before else ", the best so far"
+            self._watcher.said(f"{stage.name} {done}/{stage.total}, seed {candidate.seed}: {figures.text}{note}")
+            if self.best is not before:
+                write_best(self._config, self.best, self._out)
+        return found
+
+    def _rows(self, stage: Stage, state: State, metrics: Any, done: int, figures: list[Figures]) -> Iterator[Row]:
+        """Of every update and seed of a call; those of the last update have the figures."""
+        seeds = [candidate.seed for candidate in stage.candidates(state)]
+        first = done - len(metrics[0]) + 1
+        for update in range(first, done + 1):
+            for number, seed in enumerate(seeds):
+                own = {name: float(values[update - first, number]) for name, values in metrics._asdict().items()}
+                known = vars(figures[number]) if figures and update == done else {}
+                yield {
+                    "stage": stage.name,
+                    "update": update,
+                    "env_steps": stage.env_steps(update),
+                    "seed": seed,
+                    "seconds": round(time.monotonic() - self._began, 3),
+                    **own,
+                    **{VALID + name: value for name, value in known.items()},
+                }
+
+    def _save(self, stage: Stage, state: State, done: int) -> None:
+        """A checkpoint; and a policy, should there be none yet."""
+        first = stage.candidates(state)[0]
+        kept = first if self.best is None else self.best.candidate
+        facts = {
+            "stage": stage.name,
+            "update": done,
+            "seconds": time.monotonic() - self._began,
+            "collapsed": self._collapsed,
+            "best": None if self.best is None else self.best.facts(),
+        }
+        number = done + (self._learner.updates if stage.name == EvolutionStage.name else 0)
+        self._checkpoints.save(number, {"state": state, "best": (kept.policy, kept.scales)}, facts)
+        if self.best is None:
+            write_best(self._config, Best(first, None, stage.name, done, stage.env_steps(done)), self._out)
+
+    def _like_a_policy(self) -> Any:
+        """Shapes and types of weights and scales."""
+        params = tuple(group.params for group in self._groups)
+
+        def made() -> tuple[Any, Any]:
+            state = initial_state(self._learner, params, jax.random.key(0))
+            return state.policy, state.scales.fixed()
+
+        return jax.eval_shape(made)
