@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
 from jaxroute.errors import InputError
 from jaxroute.output import plain_json
@@ -62,7 +64,8 @@ class Checkpoints:
         plain = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(unkeyed, like))
         try:
             tree = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(plain))).state
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            chex.assert_trees_all_equal_shapes_and_dtypes(tree, plain)
+        except (ValueError, KeyError, TypeError, FileNotFoundError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{self._folder}: the last checkpoint does not fit the run's config.toml ({reason}); start a new run"
@@ -85,4 +88,4 @@ def rekeyed(tree: Any, like: Any) -> Any:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

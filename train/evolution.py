@@ -171,7 +171,7 @@ def _generation(
     key_noise, key_index, key_play = jax.random.split(jax.random.fold_in(state.key, state.generation), 3)
     flat, unravel = ravel_pytree(state.policy)
     noise = jax.random.normal(key_noise, (config.pairs, flat.shape[0]))
-    members = jnp.concatenate([flat + config.sigma * noise, flat - config.sigma * noise])
+    members = jnp.concatenate([flat[None] + config.sigma * noise, flat[None] - config.sigma * noise])
     costs = []
     for number, (env, own, known) in enumerate(zip(evolver.envs, params, reference, strict=True)):
         index = _workloads_of(own, jax.random.fold_in(key_index, number))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from jaxroute.train.learner import initial_state, make_learner
 from jaxroute.train.ppo_stage import PpoStage
 from jaxroute.train.scalars import FILE, VALID, Row, Scalars
 from jaxroute.train.scenarios import make_groups
-from jaxroute.train.stage import Stage, State, devices_for, is_validated
+from jaxroute.train.stage import Candidate, Stage, State, devices_for, is_validated
 from jaxroute.train.validation import Figures, Validator
 from jaxroute.training_plots import learning_curve
 
@@ -122,21 +122,22 @@ class Training:
             state, metrics = stage.advance(state, min(stage.per_call, stage.total - done))
             done += len(metrics[0])
             self._collapsed = stage.check(state, metrics, done, self._collapsed)
+            candidates = stage.candidates(state)
             validated = is_validated(before, done, stage.total)
-            figures = self._validated(stage, state, done) if validated else []
-            self._scalars.write(self._rows(stage, state, metrics, done, figures))
+            figures = self._validated(stage, candidates, done) if validated else []
+            self._scalars.write(self._rows(stage, candidates, metrics, done, figures))
             self._watcher.moved(stage.name, done, stage.total, stage.gain(metrics))
             stopping = stop() and not (done == stage.total and stage.name == self._planned()[-1])
             if validated or stopping:
-                self._save(stage, state, done)
+                self._save(stage, state, candidates, done)
             if stopping:
                 return False
         return True
 
-    def _validated(self, stage: Stage, state: State, done: int) -> list[Figures]:
+    def _validated(self, stage: Stage, candidates: Sequence[Candidate], done: int) -> list[Figures]:
         """The figures of each seed's policy; the best policy so far is written."""
         found = []
-        for candidate in stage.candidates(state):
+        for candidate in candidates:
             figures = self._validate(candidate.policy, candidate.scales)
             found.append(figures)
             before = self.best
@@ -147,27 +148,28 @@ class Training:
                 write_best(self._config, self.best, self._out)
         return found
 
-    def _rows(self, stage: Stage, state: State, metrics: Any, done: int, figures: list[Figures]) -> Iterator[Row]:
+    def _rows(
+        self, stage: Stage, candidates: Sequence[Candidate], metrics: Any, done: int, figures: list[Figures]
+    ) -> Iterator[Row]:
         """Of every update and seed of a call; those of the last update have the figures."""
-        seeds = [candidate.seed for candidate in stage.candidates(state)]
         first = done - len(metrics[0]) + 1
         for update in range(first, done + 1):
-            for number, seed in enumerate(seeds):
+            for number, candidate in enumerate(candidates):
                 own = {name: float(values[update - first, number]) for name, values in metrics._asdict().items()}
                 known = vars(figures[number]) if figures and update == done else {}
                 yield {
                     "stage": stage.name,
                     "update": update,
                     "env_steps": stage.env_steps(update),
-                    "seed": seed,
+                    "seed": candidate.seed,
                     "seconds": round(time.monotonic() - self._began, 3),
                     **own,
                     **{VALID + name: value for name, value in known.items()},
                 }
 
-    def _save(self, stage: Stage, state: State, done: int) -> None:
+    def _save(self, stage: Stage, state: State, candidates: Sequence[Candidate], done: int) -> None:
         """A checkpoint; and a policy, should there be none yet."""
-        first = stage.candidates(state)[0]
+        first = candidates[0]
         kept = first if self.best is None else self.best.candidate
         facts = {
             "stage": stage.name,
