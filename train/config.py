@@ -18,6 +18,7 @@ class FleetsConfig:
       schedulers: one of which each fleet draws.
       mixed: share of the fleets whose every instance draws a profile and a scheduler of its own.
       kv_tokens: KV cache sizes, one of which each fleet draws; 0 is the profile's own.
+      workloads: what these fleets draw instead of `WorkloadsConfig.names`; without any, those.
       ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
       spf_edges: predicted tokens to which those of a request are rounded down in that order; without any they count
         as they are.
@@ -31,6 +32,7 @@ class FleetsConfig:
     schedulers: tuple[str, ...] = ("chunked",)
     mixed: float = 0.0
     kv_tokens: tuple[int, ...] = (0,)
+    workloads: tuple[str, ...] = ()
     ageing: float = 5.0
     spf_edges: tuple[int, ...] = ()
     dt: float = 0.02

@@ -163,7 +163,10 @@ def _draw_lanes(
     profiles, schedulers = _deal(rng, fleets.profiles, count), _deal(rng, fleets.schedulers, count)
     kv_tokens = _deal(rng, fleets.kv_tokens, count)
     mixed = rng.permutation(count) < round(fleets.mixed * count)
-    names, predictions = _deal(rng, workloads.names, count), _deal(rng, workloads.predictions, count)
+    names, predictions = (
+        _deal(rng, fleets.workloads or workloads.names, count),
+        _deal(rng, workloads.predictions, count),
+    )
     least, most = workloads.loads
     loads = least + (most - least) * (rng.permutation(count) + rng.random(count)) / count
     lanes = []

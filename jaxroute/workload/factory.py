@@ -10,10 +10,14 @@ from jaxroute.errors import InputError
 from jaxroute.profiles import StepProfile
 from jaxroute.workload import synthetic as synthetic_sets
 from jaxroute.workload.arrivals import check_rate, retime
+from jaxroute.workload.chat import chat
 from jaxroute.workload.five_task import five_task
 from jaxroute.workload.synthetic import synthetic
 from jaxroute.workload.table import RequestTable
 from jaxroute.workload.traces import read_trace
+
+CHAT = "chat"
+CHAT_REQUESTS, CHAT_RATE = 2000, 4.0
 
 FIVE_TASK = "five-task"
 FIVE_TASK_REQUESTS, FIVE_TASK_RATE = 2000, 20.0
@@ -27,6 +31,7 @@ def workload_names() -> dict[str, str]:
     """The generated workloads: name -> what it is."""
     return {
         FIVE_TASK: "the paper's mix of translation, sentiment, two kinds of question answering and entity recognition",
+        CHAT: "a chat service: prompts and answers of widely spread lengths (lognormal)",
         "lh-hl-random": "light prompts with heavy decodes and heavy prompts with light decodes, at random",
         "all-random": "all four classes of light and heavy, at random",
         "lh-then-hl": "first light prompts with heavy decodes, then the reverse",
@@ -70,6 +75,8 @@ def make_workload(
     if name_or_file == FIVE_TASK:
         count, speed = requests or FIVE_TASK_REQUESTS, rate or FIVE_TASK_RATE
         return five_task(count, speed, seed, arrivals=arrivals, cv=cv)
+    if name_or_file == CHAT:
+        return chat(requests or CHAT_REQUESTS, rate or CHAT_RATE, seed, arrivals=arrivals, cv=cv)
     if name_or_file in synthetic_sets.SETS:
         count, speed = requests or SYNTHETIC_REQUESTS, rate or SYNTHETIC_RATE
         return synthetic(
