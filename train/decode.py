@@ -10,7 +10,7 @@ SHORT_HOLD_S = 0.5
 """A hold that would last no longer on average is none."""
 
 SOFTER = 0.1
-"""What hold logits are multiplied by, which changes no greedy decision and lets small changes of weights change some."""
+"""What hold logits are multiplied by: it changes no greedy decision, and lets small changes of weights change some."""
 
 
 def deterministic(policy: Params, dt: float) -> Params:
