@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,16 +14,17 @@ from jaxroute.cluster.params import make_config
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.make_env import env_params
+from jaxroute.observation import GLOBAL_FEATURES, INSTANCE_FEATURES, Observed
 from jaxroute.policies import HEURISTICS, Policy
-from jaxroute.policies.network import Scorer
+from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.profiles import load_profile
 from jaxroute.simulate import Fleet
 from jaxroute.train.capacities import stacked
 from jaxroute.train.config import FleetsConfig, NetworkConfig, PpoConfig, TrainConfig
 from jaxroute.train.learner import initial_state, make_learner
-from jaxroute.train.normalise import RunningScales
+from jaxroute.train.prior import with_prior
 from jaxroute.train.rollout import Experience, collect
-from jaxroute.train.state import Lanes, TrainState
+from jaxroute.train.state import Lanes, Params, TrainState
 from jaxroute.train.update import Learner
 from jaxroute.workload.five_task import five_task
 from jaxroute.workload.prediction import predict
@@ -31,7 +33,7 @@ from jaxroute.workload.table import RequestTable
 V100 = dataclasses.replace(load_profile("v100-32gb-llama2-7b").with_kv_tokens(3000), max_num_seqs=16)
 H100 = dataclasses.replace(load_profile("h100-80gb-llama2-7b").with_kv_tokens(3000), max_num_seqs=16)
 TWO = Fleet((V100,) * 2, ("chunked",) * 2)
-ROUND_ROBIN = HEURISTICS["round-robin"]
+ROUND_ROBIN, LEAST_KV = HEURISTICS["round-robin"], HEURISTICS["least-kv"]
 
 
 def short_requests(count: int = 6, gap_s: float = 0.06) -> RequestTable:
@@ -40,10 +42,17 @@ def short_requests(count: int = 6, gap_s: float = 0.06) -> RequestTable:
 
 
 def make_group(
-    fleets: Sequence[Fleet], tables: Sequence[Sequence[RequestTable]], *, max_steps: int | None = None
+    fleets: Sequence[Fleet],
+    tables: Sequence[Sequence[RequestTable]],
+    *,
+    size: int | None = None,
+    max_steps: int | None = None,
 ) -> tuple[ClusterRouting, EnvParams]:
-    """An environment and the parameters of E lanes, each with a fleet and M tables of its own."""
-    size = max(len(table) for own in tables for table in own)
+    """An environment and the parameters of E lanes, each with a fleet and M tables of its own.
+
+    Groups of one `size` (N) and number of lanes and tables run in the same compiled programs.
+    """
+    size = max(len(table) for own in tables for table in own) if size is None else size
     profiles = [profile for fleet in fleets for profile in fleet.profiles]
     config = make_config(profiles, queue_capacity=size, dt=fleets[0].dt, router_order=fleets[0].router_order)
     params = [
@@ -81,6 +90,7 @@ def states_of(learner: Learner, params: EnvParams, *seeds: int) -> TrainState:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
+@partial(jax.jit, static_argnames=("env",))
 def lanes_of(env: ClusterRouting, params: EnvParams) -> Lanes:
     """Lanes at the start of an episode."""
     count = params.penalty_weight.shape[0]
@@ -90,25 +100,43 @@ def lanes_of(env: ClusterRouting, params: EnvParams) -> Lanes:
     return Lanes(number=number, env=states, done=jnp.zeros(count, bool), return_scale=jnp.ones(count))
 
 
+NETWORK = Scorer((8,))
+SCALES = FeatureScales.identity(len(GLOBAL_FEATURES), len(INSTANCE_FEATURES))
+
+
+def first_weights(seed: int, network: Scorer = NETWORK) -> Params:
+    """Of a policy before training, without a prior: it is near indifferent."""
+    observed = Observed(
+        router=jnp.zeros(len(GLOBAL_FEATURES)),
+        instances=jnp.zeros((2, len(INSTANCE_FEATURES))),
+        mask=jnp.ones(3, bool),
+    )
+    return with_prior(network.init(jax.random.key(seed), observed, SCALES), NetworkConfig(prior="none"))
+
+
 def played(
     env: ClusterRouting,
     params: EnvParams,
     lanes: Lanes,
     *,
-    length: int = 32,
-    twin: Policy | None = ROUND_ROBIN,
-    teacher: Policy = ROUND_ROBIN,
+    length: int,
+    twin: Policy | None = LEAST_KV,
     seed: int = 0,
 ) -> tuple[Lanes, Experience]:
-    """A rollout under a network with its first weights."""
-    network = Scorer((8,))
-    scales = RunningScales.nothing(6, 13).fixed()
+    """A rollout under `first_weights(seed)`, `LEAST_KV` the teacher."""
+    key = jax.random.key(seed + 1)
+    return _played(env, params, lanes, first_weights(seed), key, length=length, twin=twin)
 
-    @jax.jit
-    def run(params: EnvParams, lanes: Lanes) -> tuple[Lanes, Experience]:
-        observed = jax.vmap(env.observed)(lanes.env, params)
-        weights = network.init(jax.random.key(seed), observed, scales)
-        key = jax.random.key(seed + 1)
-        return collect(env, params, network, weights, scales, lanes, key, length=length, teacher=teacher, twin=twin)
 
-    return run(params, lanes)
+@partial(jax.jit, static_argnames=("env", "length", "twin"))
+def _played(
+    env: ClusterRouting,
+    params: EnvParams,
+    lanes: Lanes,
+    weights: Params,
+    key: jax.Array,
+    *,
+    length: int,
+    twin: Policy | None,
+) -> tuple[Lanes, Experience]:
+    return collect(env, params, NETWORK, weights, SCALES, lanes, key, length=length, teacher=LEAST_KV, twin=twin)
