@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from jaxroute.errors import InputError
+from jaxroute.train.load_config import load_config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("network.prior=gatee", "--set network.prior is 'gatee', which is unknown; known: none, least-tokens, gate"),
+        ("evolution.generations=-1", "--set evolution.generations is -1, must be at least 0"),
+        ("evolution.pairs=0", "--set evolution.pairs is 0, must be at least 1"),
+        ("evolution.sigma=0", "--set evolution.sigma is 0.0, must be above 0"),
+        ("evolution.learning_rate=0", "--set evolution.learning_rate is 0.0, must be above 0"),
+        ("evolution.tail_weight=-1", "--set evolution.tail_weight is -1.0, must be at least 0"),
+        ("fleets.0.spf_edges=[256, 64]", "--set fleets.0.spf_edges is (256, 64), must be ascending whole numbers"),
+        ("fleets.0.spf_edges=[0, 64]", "--set fleets.0.spf_edges is (0, 64), must be ascending whole numbers"),
+        ("ppo.total_steps=-1", "--set ppo.total_steps is -1, must be at least 0"),
+    ],
+)
+def test_values_out_of_range_are_named_with_what_they_must_be(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config("smoke", [override])
+    assert str(caught.value).startswith(message)
+
+
+def test_there_must_be_something_to_train() -> None:
+    with pytest.raises(InputError, match=r"ppo.total_steps is 0, must be above 0, or evolution.generations"):
+        load_config("smoke", ["ppo.total_steps=0", "evolution.generations=0"])
+    assert load_config("smoke", ["ppo.total_steps=0"]).evolution.generations == 3
+    assert load_config("smoke", ["evolution.generations=0", "fleets.0.spf_edges=[64, 256]"]).ppo.total_steps == 768
