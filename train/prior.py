@@ -14,8 +14,8 @@ from jaxroute.train.state import Params
 FILL = "tokens in flight with the head's prompt / KV tokens"
 
 PRIORS = ("none", "least-tokens", "gate")
-"""By name: all alike, hardly ever holding; the fewest tokens in flight over the KV cache, hardly ever holding; the same,
-holding while the emptiest instance is filled to more than 90 % of its KV cache."""
+"""By name: all alike, hardly ever holding; the fewest tokens in flight over the KV cache, hardly ever holding; and the
+same, holding while the emptiest instance is filled to more than 90 % of its KV cache."""
 
 GATE = 0.9
 """Share of the KV cache that the gate prior fills."""
