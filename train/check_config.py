@@ -95,6 +95,11 @@ def each(rule: Rule) -> Rule:
     return check
 
 
+def none_or(rule: Rule) -> Rule:
+    """An empty list, or the rule."""
+    return lambda values: rule(values) if values else None
+
+
 def least_and_most(rule: Rule) -> Rule:
     """Two numbers, the first not above the second, and the rule for both."""
 
@@ -157,6 +162,7 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
         "schedulers": each(one_of(SCHEDULERS)),
         "mixed": share,
         "kv_tokens": each(at_least(0)),
+        "workloads": none_or(each(accepted_by(_read_workload))),
         "ageing": at_least(0),
         "spf_edges": edges,
         "dt": above_zero,

@@ -96,7 +96,8 @@ def make_groups(config: TrainConfig, run: int = 0) -> tuple[Group, ...]:
         for number, fleets in enumerate(config.fleets)
     ]
     rates = iter(_rates([lane for lanes in drawn for lane in lanes], config.workloads, library))
-    size = library.size(_profiles_of(config.fleets[0])[0])
+    names = {name for fleets in config.fleets for name in fleets.workloads or config.workloads.names}
+    size = library.size(_profiles_of(config.fleets[0])[0], sorted(names))
     groups = []
     for fleets, lanes in zip(config.fleets, drawn, strict=True):
         scenarios = tuple(
@@ -136,12 +137,12 @@ class _Library:
             self._known[key] = Draws.create(name, profile=profile, requests=requests, limits=limits, overlong="clip")
         return self._known[key]
 
-    def size(self, profile: StepProfile) -> int:
-        """N of the longest workload that can be drawn; clipping leaves no request out."""
+    def size(self, profile: StepProfile, names: Sequence[str]) -> int:
+        """N of the longest of these workloads; clipping leaves no request out."""
         if self._config.requests:
             return self._config.requests
         fleet = Fleet((profile,), ("chunked",))
-        return max(len(self.draws(name, fleet).table(0, 1.0)[0]) for name in self._config.names)
+        return max(len(self.draws(name, fleet).table(0, 1.0)[0]) for name in names)
 
 
 def _table_seeds(config: TrainConfig, run: int) -> list[int]:
