@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.params import make_config
+from jaxroute.devices import lane_sharding
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.make_env import env_params
@@ -21,7 +22,7 @@ from jaxroute.profiles import load_profile
 from jaxroute.simulate import Fleet
 from jaxroute.train.capacities import stacked
 from jaxroute.train.config import FleetsConfig, NetworkConfig, PpoConfig, TrainConfig
-from jaxroute.train.learner import initial_state, make_learner
+from jaxroute.train.learner import initial_state, state_specs
 from jaxroute.train.prior import with_prior
 from jaxroute.train.rollout import Experience, collect
 from jaxroute.train.state import Lanes, Params, TrainState
@@ -71,17 +72,21 @@ def five_task_lanes(
 
 
 def config_of(lanes: int, *, network: dict[str, Any] | None = None, **ppo: Any) -> TrainConfig:
-    """A small network, small rollouts."""
+    """A small network, small rollouts; the policy starts near indifferent."""
     sizes = {"hidden": (8,), "critic_hidden": (8,), "prior": "none"} | (network or {})
-    given = {"rollout": 32, "minibatches": 2, "epochs": 2} | ppo
-    given.setdefault("total_steps", 4 * lanes * given["rollout"])
     return TrainConfig(
-        fleets=(FleetsConfig(instances=2, lanes=lanes),), network=NetworkConfig(**sizes), ppo=PpoConfig(**given)
+        fleets=(FleetsConfig(instances=2, lanes=lanes),), network=NetworkConfig(**sizes), ppo=PpoConfig(**ppo)
     )
 
 
-def learner_of(config: TrainConfig, env: ClusterRouting) -> Learner:
-    return make_learner(config, (env,))
+def on_mesh(params: EnvParams, states: TrainState, mesh: jax.sharding.Mesh) -> tuple[EnvParams, TrainState]:
+    """Both where `run_updates` leaves them, so that a second call needs no second compilation."""
+    shardings = jax.tree.map(
+        lambda spec: jax.sharding.NamedSharding(mesh, spec),
+        state_specs(states),
+        is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
+    )
+    return jax.device_put(params, lane_sharding(mesh)), jax.device_put(states, shardings)
 
 
 def states_of(learner: Learner, params: EnvParams, *seeds: int) -> TrainState:
