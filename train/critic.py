@@ -22,6 +22,9 @@ from jaxroute.types import NEVER, ClusterParams, RouterView, Workload
 LOOK_AHEAD_S = (1.0, 4.0, 16.0, 64.0)
 """Seconds of arrivals that the critic knows."""
 
+LEAST_STEP_S = 1e-3
+"""Constant part of a step below which a server is no faster to the critic; a profile may have none."""
+
 
 class Judged(NamedTuple):
     """What the critic sees.
@@ -79,7 +82,7 @@ def judge(
             engines.running.astype(jnp.float32) / servers.max_num_seqs.astype(jnp.float32),
             jnp.log1p(engines.queue.count.astype(jnp.float32)),
             jnp.log(capacity / 10_000),
-            1 / (servers.step.W * 50),
+            1 / (jnp.maximum(servers.step.W, LEAST_STEP_S) * 50),
         ],
         axis=-1,
     )
