@@ -28,7 +28,7 @@ INSTANCE_FEATURES = (
     "log of 1 + requests without a first token",
     "seconds of prefill ahead of the head",
     "seconds of a decode step with all in flight, times 10",
-    "mixing reward of the head",
+    "signed log of 1 + mixing reward of the head",
     "scraped running / max_num_seqs",
     "log of 1 + scraped waiting, / 4",
     "scraped KV usage",
@@ -91,7 +91,7 @@ def instance_features(view: RouterView, xp: Any) -> Array:
         xp.log1p(_float(view.awaiting_first, xp)),
         step.g * _float(view.awaiting_prompt_tokens, xp),
         10 * decode_step_s(step, in_flight, tokens, xp),
-        head_mixing_rewards(view, xp),
+        _signed_log(head_mixing_rewards(view, xp), xp),
         _float(view.scraped_running, xp) / most_seqs,
         xp.log1p(_float(view.scraped_waiting, xp)) / 4,
         _float(view.scraped_kv_usage, xp),
@@ -215,6 +215,11 @@ def paper_instance_features(view: RouterView, xp: Any) -> Array:
         ],
         axis=-1,
     )
+
+
+def _signed_log(values: Array, xp: Any) -> Array:
+    """A reward that falls with the square of the prompt, made of order one."""
+    return xp.sign(values) * xp.log1p(xp.abs(values))
 
 
 def _buckets(view: RouterView) -> int:

@@ -56,7 +56,11 @@ def control_weight(advantage: jax.Array, twin: jax.Array, weight: jax.Array, axi
       weight: [...] float32, of the steps.
       axis: mesh axis over which lanes are spread, or None.
     """
-    sums = jnp.stack([jnp.sum(weight * advantage * twin), jnp.sum(weight * twin**2)])
-    if axis is not None:
-        sums = jax.lax.psum(sums, axis)
-    return jnp.clip(sums[0] / jnp.maximum(sums[1], 1e-12), 0, 1)
+
+    def total(values: jax.Array) -> jax.Array:
+        summed = jnp.sum(weight * values)
+        return summed if axis is None else jax.lax.psum(summed, axis)
+
+    count = jnp.maximum(total(jnp.ones_like(twin)), 1)
+    one, other = advantage - total(advantage) / count, twin - total(twin) / count
+    return jnp.clip(total(one * other) / jnp.maximum(total(other**2), 1e-12), 0, 1)

@@ -193,7 +193,8 @@ def _twin_step(
     action, own = policy.act(beside.policy, env.view(beside.env, params), key)
     done = env.is_terminated(beside.env, params)
     _, after, reward, terminated, _ = env.step_env(key, beside.env, action, params)
-    path = Path(judged(beside.env), jnp.where(done, 0, reward), terminated, terminated)
+    ended = terminated | env.is_truncated(after, params)
+    path = Path(judged(beside.env), jnp.where(done, 0, reward), terminated, ended)
     return Twin(after, own), path
 
 

@@ -108,6 +108,7 @@ def is_idle(observed: Observed, count_columns: int) -> jax.Array:
 
 
 def _best(scores: jax.Array, allowed: jax.Array) -> jax.Array:
-    """[...] float32, the highest score of an allowed instance, a constant to the derivative; 0 where there is none."""
-    best = jnp.max(jnp.where(allowed, scores, -jnp.inf), axis=-1)
-    return jax.lax.stop_gradient(jnp.where(jnp.any(allowed, axis=-1), best, 0))
+    """[...] float32, the highest score of an allowed instance; 0 where there is none."""
+    lowest = jnp.finfo(jnp.float32).min
+    best = jnp.max(jnp.where(allowed, scores, lowest), axis=-1)
+    return jnp.where(jnp.any(allowed, axis=-1), best, 0)
