@@ -20,8 +20,8 @@ from jaxroute.train.evolution import (
     run_generations,
 )
 from jaxroute.train.health import check_finite
-from jaxroute.train.learner import AXIS, initial_state
 from jaxroute.train.normalise import RunningScales
+from jaxroute.train.ppo import AXIS, initial_state
 from jaxroute.train.ppo_stage import steps_of_an_update
 from jaxroute.train.rollout import collect
 from jaxroute.train.scenarios import Group

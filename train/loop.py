@@ -16,7 +16,7 @@ from jaxroute.train.best import Best, better, write_best
 from jaxroute.train.checkpoint import Checkpoints
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.evolution_stage import EvolutionStage
-from jaxroute.train.learner import initial_state, make_learner
+from jaxroute.train.ppo import initial_state, make_learner
 from jaxroute.train.ppo_stage import PpoStage
 from jaxroute.train.scalars import FILE, VALID, Row, Scalars
 from jaxroute.train.scenarios import make_groups

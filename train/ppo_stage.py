@@ -10,7 +10,7 @@ import numpy as np
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.decode import deterministic
 from jaxroute.train.health import check_collapse, check_finite, collapsed_for
-from jaxroute.train.learner import AXIS, initial_state, run_updates, state_specs
+from jaxroute.train.ppo import AXIS, initial_state, run_updates, state_specs
 from jaxroute.train.scenarios import Group
 from jaxroute.train.stage import Candidate, call_length
 from jaxroute.train.state import TrainState

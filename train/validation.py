@@ -21,7 +21,7 @@ from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.episode import Greedy, Outcome, play
 from jaxroute.train.evolution import references
-from jaxroute.train.learner import AXIS
+from jaxroute.train.ppo import AXIS
 from jaxroute.train.scenarios import Group, make_groups
 from jaxroute.train.state import Params
 

@@ -15,7 +15,7 @@ from tiny import on_mesh, states_of
 
 from jaxroute.devices import lane_mesh
 from jaxroute.env_types import EnvParams
-from jaxroute.train.learner import make_learner, run_updates
+from jaxroute.train.ppo import make_learner, run_updates
 from jaxroute.train.state import TrainState
 from jaxroute.train.update import Learner
 

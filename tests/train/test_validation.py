@@ -13,8 +13,8 @@ from jaxroute.evaluate import FIRST_SEED
 from jaxroute.policies.network import FeatureScales
 from jaxroute.train.config import FleetsConfig, TrainConfig
 from jaxroute.train.episode import Outcome
-from jaxroute.train.learner import initial_state, make_learner
 from jaxroute.train.load_config import load_config
+from jaxroute.train.ppo import initial_state, make_learner
 from jaxroute.train.scenarios import make_groups
 from jaxroute.train.stage import devices_for
 from jaxroute.train.validation import UNFINISHED, Figures, Validator, figures_of, greedy_outcomes, validation_groups

@@ -22,7 +22,7 @@ from jaxroute.profiles import load_profile
 from jaxroute.simulate import Fleet
 from jaxroute.train.capacities import stacked
 from jaxroute.train.config import FleetsConfig, NetworkConfig, PpoConfig, TrainConfig
-from jaxroute.train.learner import initial_state, state_specs
+from jaxroute.train.ppo import initial_state, state_specs
 from jaxroute.train.prior import with_prior
 from jaxroute.train.rollout import Experience, collect
 from jaxroute.train.state import Lanes, Params, TrainState

@@ -19,7 +19,7 @@ from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.simulate import Fleet
 from jaxroute.train.config import TrainConfig
-from jaxroute.train.learner import make_learner, run_updates
+from jaxroute.train.ppo import make_learner, run_updates
 from jaxroute.train.state import TrainState
 from jaxroute.train.update import Learner
 from jaxroute.workload.table import RequestTable

@@ -1,4 +1,4 @@
-"""From a configuration to the static parts of a run, its first state, and its compiled program."""
+"""PPO: from a configuration to the static parts of a run, its first state, and its compiled program."""
 
 from __future__ import annotations
 
