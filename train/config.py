@@ -185,3 +185,8 @@ class TrainConfig:
     reward: RewardConfig = RewardConfig()
     ppo: PpoConfig = PpoConfig()
     evolution: EvolutionConfig = EvolutionConfig()
+
+    @property
+    def steps_of_an_update(self) -> int:
+        """Router intervals that one run simulates between two updates of PPO, its twins not counted."""
+        return sum(fleets.lanes for fleets in self.fleets) * self.ppo.rollout

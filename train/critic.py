@@ -155,5 +155,4 @@ def _arrivals(workload: Workload, work: Work, state: ClusterState, dt: jax.Array
     """[] float32, tokens of the requests that arrive within some seconds from now."""
     until = state.now + (seconds / dt).astype(jnp.int32)
     last = jnp.minimum(jnp.searchsorted(workload.visible_step, until, side="right"), workload.num_requests)
-    tokens = work.output + work.prompt
-    return tokens[last] - tokens[state.arrived]
+    return sum((sums[last] - sums[state.arrived] for sums in work), jnp.float32(0))

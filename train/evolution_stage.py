@@ -22,7 +22,6 @@ from jaxroute.train.evolution import (
 from jaxroute.train.health import check_finite
 from jaxroute.train.normalise import RunningScales
 from jaxroute.train.ppo import AXIS, initial_state
-from jaxroute.train.ppo_stage import steps_of_an_update
 from jaxroute.train.rollout import collect
 from jaxroute.train.scenarios import Group
 from jaxroute.train.stage import Candidate
@@ -65,7 +64,7 @@ class EvolutionStage:
         self._reference = jax.device_put(jax.device_get(tuple(known)), self._whole)
         self._everywhere = jax.device_put(self._params, self._whole)
         self.total = config.evolution.generations
-        self._steps_before = steps_of_an_update(config) * learner.updates if config.ppo.total_steps else 0
+        self._steps_before = config.steps_of_an_update * learner.updates if config.ppo.total_steps else 0
         self._per_generation = (
             2
             * config.evolution.pairs

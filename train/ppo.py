@@ -30,8 +30,7 @@ AXIS = "lanes"
 def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learner:
     """The static parts of a run."""
     ppo = config.ppo
-    per_update = sum(fleets.lanes for fleets in config.fleets) * ppo.rollout
-    updates = max(1, round(ppo.total_steps / per_update))
+    updates = max(1, round(ppo.total_steps / config.steps_of_an_update))
     steps = updates * ppo.epochs * ppo.minibatches
     columns = count_columns(config.network.observation, envs[0].config.buckets)
     rate = optax.linear_schedule(ppo.learning_rate, ppo.final_learning_rate, steps)

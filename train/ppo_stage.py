@@ -20,11 +20,6 @@ CALL_STEPS_ON_CPU, CALL_STEPS_ELSEWHERE = 65_536, 4_194_304
 """Router intervals of all runs together that one call simulates: a few seconds' worth."""
 
 
-def steps_of_an_update(config: TrainConfig) -> int:
-    """Router intervals of one run."""
-    return sum(fleets.lanes for fleets in config.fleets) * config.ppo.rollout
-
-
 class PpoStage:
     """See `Stage`; the state is a TrainState with [K] leaves, K = `seeds`."""
 
@@ -39,7 +34,7 @@ class PpoStage:
         self._mesh = mesh
         self._params = tuple(group.params for group in groups)
         self._spread = jax.device_put(self._params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))
-        self._per_update = steps_of_an_update(config)
+        self._per_update = config.steps_of_an_update
         steps = CALL_STEPS_ON_CPU if jax.default_backend() == "cpu" else CALL_STEPS_ELSEWHERE
         self.total = learner.updates
         self.per_call = call_length(self.total, steps // (self._per_update * config.seeds))

@@ -139,19 +139,20 @@ def _batches(
     mean, std = _mean_std(learner, advantages, decides)
     batches = []
     for each, one, advantage, decision in zip(rollouts, raw, advantages, decides, strict=True):
-        batch = Batch(
-            observed=each.observed,
-            judged=jax.tree.map(lambda leaf: leaf[:, :-1], each.path.judged),
-            action=each.action,
-            log_prob=each.log_prob,
-            teacher=each.teacher,
-            advantage=(advantage - mean) / std,
-            target=one[1],
-            error=one[0],
-            alive=each.alive.astype(jnp.float32),
-            decides=decision,
+        batches.append(
+            Batch(
+                observed=each.observed,
+                judged=jax.tree.map(lambda leaf: leaf[:, :-1], each.path.judged),
+                action=each.action,
+                log_prob=each.log_prob,
+                teacher=each.teacher,
+                advantage=(advantage - mean) / std,
+                target=one[1],
+                error=one[0],
+                alive=each.alive.astype(jnp.float32),
+                decides=decision,
+            )
         )
-        batches.append(jax.tree.map(jax.lax.stop_gradient, batch))
     return tuple(batches), weight
 
 

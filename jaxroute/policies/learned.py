@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from jaxroute.observation import Observed, count_columns, observe
+from jaxroute.policies.choose import first_of_highest
 from jaxroute.policies.folder import digest
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.policies.policy_file import PolicyFile
@@ -61,10 +62,7 @@ class LearnedPolicy(Stateless):
     def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
         """See `Stateless.choose`."""
         del key
-        logits = self.logits(observe(view, self.file.observation, jnp))
-        # The first of the highest: `argmax` is scalar code on CPU.
-        index = jnp.arange(logits.shape[0], dtype=jnp.int32)
-        return jnp.min(jnp.where(logits == jnp.max(logits), index, logits.shape[0]))
+        return first_of_highest(self.logits(observe(view, self.file.observation, jnp)))
 
     def logits(self, observed: Observed) -> jax.Array:
         """[..., I + 1] float32, those of masked actions the least finite float32."""
