@@ -10,6 +10,7 @@ import numpy as np
 from jaxroute.cluster.config import SCHEDULERS, RouterOrder
 from jaxroute.errors import InputError
 from jaxroute.evaluate import FIRST_SEED
+from jaxroute.length_edges import are_edges
 from jaxroute.policies import HEURISTICS
 from jaxroute.profiles import load_profile
 from jaxroute.train.config import (
@@ -24,7 +25,7 @@ from jaxroute.train.config import (
 from jaxroute.train.parse_config import Place
 from jaxroute.train.prior import PRIORS
 from jaxroute.workload.factory import make_workload, workload_names
-from jaxroute.workload.prediction import are_edges, predict
+from jaxroute.workload.prediction import predict
 from jaxroute.workload.table import RequestTable
 
 Rule = Callable[[Any], str | None]

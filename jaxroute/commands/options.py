@@ -76,7 +76,7 @@ class FleetOptions:
         return fleet
 
     def _edges(self) -> tuple[int, ...]:
-        from jaxroute.workload.prediction import are_edges
+        from jaxroute.length_edges import are_edges
 
         try:
             edges = tuple(map(int, names_of(self.spf_edges)))

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxroute.errors import InputError
+from jaxroute.length_edges import are_edges, rounded_down
 from jaxroute.profiles import StepProfile
 from jaxroute.types import Time, Workload
-from jaxroute.workload.prediction import Prediction, are_edges, rounded_down
+from jaxroute.workload.prediction import Prediction
 from jaxroute.workload.table import RequestTable
 
 LATEST_STEP = 2**30

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
 from jaxroute.errors import InputError
+from jaxroute.length_edges import bucket_of
 from jaxroute.workload.table import RequestTable
 
 DEFAULT_EDGES = (1, 32, 64, 128, 256, 512, 1024)
 """Lower edges, in output tokens, of the default buckets: geometric, the last one open."""
-
-MOST_TOKENS = 2**31
-"""Beyond what a request can have; edges are below it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +58,6 @@ def predict(table: RequestTable, model: str, *, seed: int, edges: tuple[int, ...
     neighbour = np.where(off_the_end, 2 * true - neighbour, neighbour)
     bucket = np.where(rng.random(len(true)) < accuracy, true, neighbour)
     return Prediction(bucket, stands_for[bucket], most[bucket])
-
-
-def bucket_of(output_tokens: np.ndarray, edges: tuple[int, ...]) -> np.ndarray:
-    """[N] int64, bucket of each output length."""
-    return np.searchsorted(np.asarray(edges), output_tokens, side="right") - 1
-
-
-def are_edges(edges: Sequence[int]) -> bool:
-    """Whether they are numbers of tokens above 0 that ascend; none at all are."""
-    return all(earlier < later for earlier, later in itertools.pairwise((0, *edges, MOST_TOKENS)))
-
-
-def rounded_down(tokens: np.ndarray, edges: tuple[int, ...]) -> np.ndarray:
-    """[N] int64, each number of tokens as the nearest edge below it or at it; 0 below the first edge."""
-    return np.asarray((0, *edges))[np.searchsorted(np.asarray(edges), tokens, side="right")]
 
 
 def representatives(output_tokens: np.ndarray, bucket: np.ndarray, buckets: int) -> np.ndarray:
