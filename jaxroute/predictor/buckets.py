@@ -103,14 +103,15 @@ class Buckets:
         """
         _check_count("quantile", buckets)
         ordered = np.sort(_checked(lengths, most))
-        edges = [1]
+        edges = []
         for share in np.arange(1, buckets) / buckets:
             # The rows of one length stay together, on the side where the share is missed by less.
             value = int(ordered[min(int(share * len(ordered)), len(ordered) - 1)])
             below = [np.searchsorted(ordered, edge) / len(ordered) for edge in (value, value + 1)]
             edges.append(value if share - below[0] <= below[1] - share else value + 1)
-        edges = [edge for edge in dict.fromkeys(edges) if edge <= ordered[-1]]
-        return cls.from_edges(f"quantile-{buckets}", sorted(edges), lengths, most=most)
+        # None with no row on one of its sides.
+        kept = sorted({1, *(edge for edge in edges if ordered[0] < edge <= ordered[-1])})
+        return cls.from_edges(f"quantile-{buckets}", kept, lengths, most=most)
 
     @classmethod
     def geometric(
