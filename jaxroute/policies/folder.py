@@ -5,10 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -16,9 +12,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from jaxroute.errors import InputError
+from jaxroute import whole_folder
+from jaxroute.errors import InputError, first_line
+from jaxroute.json_fields import Fields, parse_object
 from jaxroute.observation import Encoding
 from jaxroute.policies.policy_file import FORMAT_VERSION, RETRAIN, NetworkShape, PolicyFile, Scales, check_policy
+from jaxroute.whole_folder import read_file, write_folder
 
 FACTS, WEIGHTS = "policy.json", "policy.safetensors"
 
@@ -60,8 +59,10 @@ def read_policy(path: str | Path) -> PolicyFile:
     try:
         arrays = load(content)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{weights}: is no safetensors file that NumPy reads ({_line(error)}); {RETRAIN}") from error
-    policy = _policy(_Fields(data, str(facts)), arrays)
+        raise InputError(
+            f"{weights}: is no safetensors file that NumPy reads ({first_line(error)}); {RETRAIN}"
+        ) from error
+    policy = _policy(Fields(data, str(facts), SAME_EXPORT), arrays)
     check_policy(policy, str(facts), str(weights))
     return policy
 
@@ -77,46 +78,17 @@ def write_policy(policy: PolicyFile, path: str | Path) -> None:
     check_policy(policy, f"policy {policy.name}", f"policy {policy.name}")
     text, content = _encoded(policy)
     check_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex
-    new, old = target.with_name(f".{unique}.tmp"), target.with_name(f".{unique}.old")
-    try:
-        new.mkdir()
-        (new / WEIGHTS).write_bytes(content)
-        (new / FACTS).write_text(text, encoding="utf-8")
-        _swap(new, target, old)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    write_folder({WEIGHTS: content, FACTS: text.encode()}, target)
 
 
 def check_replaceable(path: Path) -> None:
     """Raises InputError where something other than a policy folder would be lost by writing one to `path`."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise InputError(f"{path}: is a file; give a folder")
-    if others := sorted({entry.name for entry in path.iterdir()} - {FACTS, WEIGHTS}):
-        raise InputError(f"{path}: is no policy folder, it holds {others[0]}; give a new folder")
+    whole_folder.check_replaceable(path, (FACTS, WEIGHTS), "policy")
 
 
 def digest(policy: PolicyFile) -> str:
     """SHA-256 of the policy's content, the same for what `write_policy` wrote and `read_policy` read."""
     return hashlib.sha256(_encoded(policy)[0].encode()).hexdigest()
-
-
-def _swap(new: Path, target: Path, old: Path) -> None:
-    """Puts `new` in the place of `target`, which moves to `old`; after an error, `target` is as it was."""
-    if not target.exists():
-        os.replace(new, target)
-        return
-    os.replace(target, old)
-    try:
-        os.replace(new, target)
-    except BaseException:
-        os.replace(old, target)
-        raise
 
 
 def _encoded(policy: PolicyFile) -> tuple[str, bytes]:
@@ -134,7 +106,7 @@ def _encoded(policy: PolicyFile) -> tuple[str, bytes]:
     return json.dumps(data, indent=2, allow_nan=False) + "\n", content
 
 
-def _policy(fields: _Fields, weights: dict[str, np.ndarray]) -> PolicyFile:
+def _policy(fields: Fields, weights: dict[str, np.ndarray]) -> PolicyFile:
     scales, network = fields.within("scales"), fields.within("network")
     return PolicyFile(
         name=fields.text("name"),
@@ -156,69 +128,8 @@ def _policy(fields: _Fields, weights: dict[str, np.ndarray]) -> PolicyFile:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fields:
-    """Fields of a JSON object, each asked for by its type; `place` is what errors call the object."""
-
-    data: Mapping[str, object]
-    place: str
-
-    def within(self, name: str) -> _Fields:
-        return _Fields(cast("dict[str, object]", self._typed(name, dict, "an object")), f"{self.place}: {name}")
-
-    def text(self, name: str) -> str:
-        return cast(str, self._typed(name, str, "a text"))
-
-    def flag(self, name: str) -> bool:
-        return cast(bool, self._typed(name, bool, "true or false"))
-
-    def number(self, name: str) -> float:
-        return self._float(self._typed(name, (int, float), "a number"), name)
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        return cast("tuple[str, ...]", self._each(name, str, "texts"))
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        return cast("tuple[int, ...]", self._each(name, int, "whole numbers"))
-
-    def float32(self, name: str) -> np.ndarray:
-        values = [self._float(value, name) for value in self._each(name, (int, float), "numbers")]
-        with np.errstate(over="ignore"):
-            return np.asarray(values, np.float64).astype(np.float32)
-
-    def _float(self, value: object, name: str) -> float:
-        try:
-            return float(cast(float, value))
-        except OverflowError:
-            raise InputError(f"{self.place}: {name} holds a number that is too large; {RETRAIN}") from None
-
-    def _each(self, name: str, kind: type | tuple[type, ...], what: str) -> tuple[object, ...]:
-        values = cast("list[object]", self._typed(name, list, f"a list of {what}"))
-        if not all(_is(value, kind) for value in values):
-            raise InputError(f"{self.place}: {name} must be a list of {what}; {SAME_EXPORT}")
-        return tuple(values)
-
-    def _typed(self, name: str, kind: type | tuple[type, ...], what: str) -> object:
-        if name not in self.data:
-            raise InputError(f"{self.place}: lacks {name}; {SAME_EXPORT}")
-        if not _is(self.data[name], kind):
-            raise InputError(f"{self.place}: {name} must be {what}; {SAME_EXPORT}")
-        return self.data[name]
-
-
-def _is(value: object, kind: type | tuple[type, ...]) -> bool:
-    """Whether it is of that type; Python takes true for a number, JSON does not."""
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
 def _json(path: Path) -> dict[str, object]:
-    content = _bytes(path)
-    try:
-        data = json.loads(content)
-    except ValueError as error:
-        raise InputError(f"{path}: is no JSON ({_line(error)}); {SAME_EXPORT}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: must hold an object; {SAME_EXPORT}")
+    data = parse_object(_bytes(path), path, SAME_EXPORT)
     # Before anything else is asked of it: another version may have other fields.
     if (version := data.get("format_version")) != FORMAT_VERSION:
         raise InputError(f"{path}: format_version is {version!r}, but this version reads {FORMAT_VERSION}; {RETRAIN}")
@@ -226,13 +137,4 @@ def _json(path: Path) -> dict[str, object]:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a policy folder holds {FACTS} and {WEIGHTS}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); check the path and its permissions") from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return read_file(path, f"a policy folder holds {FACTS} and {WEIGHTS}")

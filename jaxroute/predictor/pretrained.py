@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxroute.errors import InputError
+from jaxroute.errors import InputError, first_line
 from jaxroute.predictor.shape import DistilBertConfig, encoder_shapes
 from jaxroute.predictor.weights import Tensors, check_tensors, distilbert_from_bert, read_tensors
 
@@ -124,12 +124,12 @@ def _from_hub(name: str) -> Path:
         paths = [Path(hf_hub_download(name, file)) for file in (CONFIG, TOKENIZER, WEIGHTS)]
     except EntryNotFoundError as error:
         raise InputError(
-            f"{name}: on the hub it lacks one of {CONFIG}, {TOKENIZER}, {WEIGHTS} ({_line(error)})"
+            f"{name}: on the hub it lacks one of {CONFIG}, {TOKENIZER}, {WEIGHTS} ({first_line(error)})"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise InputError(
-            f"{name}: is no folder and cannot be fetched from the Hugging Face hub ({_line(error)}); give a folder "
-            f"with {CONFIG}, {WEIGHTS} and {TOKENIZER}, or {MINILM}"
+            f"{name}: is no folder and cannot be fetched from the Hugging Face hub ({first_line(error)}); give a "
+            f"folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}, or {MINILM}"
         ) from error
     return paths[0].parent
 
@@ -140,8 +140,4 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a model's folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); check the file and its permissions") from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); check the file and its permissions") from error

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from jaxroute.errors import InputError
+from jaxroute.errors import InputError, first_line
 from jaxroute.predictor.shape import Shapes
 
 Tensors = dict[str, np.ndarray]
@@ -49,7 +49,7 @@ def read_tensors(path: str | Path) -> Tensors:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a model's weights are a safetensors file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({_line(error)}); check the path and its permissions") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); check the path and its permissions") from error
     return tensors_of(content, str(path))
 
 
@@ -65,7 +65,7 @@ def tensors_of(content: bytes, place: str) -> Tensors:
         if cut := _cut_tensor(content):
             raise InputError(f"{place}: the file ends within {cut}; fetch it again") from error
         raise InputError(
-            f"{place}: is no safetensors file that NumPy reads ({_line(error)}); fetch it again"
+            f"{place}: is no safetensors file that NumPy reads ({first_line(error)}); fetch it again"
         ) from error
 
 
@@ -204,7 +204,3 @@ def _cut_tensor(content: bytes) -> str | None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
     return missing[0] if missing else None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxroute import whole_folder
 from jaxroute.errors import InputError
 from jaxroute.observation import GLOBAL_FEATURES, INSTANCE_FEATURES, Encoding
-from jaxroute.policies import folder as folder_module
 from jaxroute.policies.folder import digest, find_policy, read_policy, write_policy
 from trained import random_policy, sizes
 
@@ -104,7 +104,7 @@ def test_a_policy_that_cannot_be_replaced_stays(written: Path, monkeypatch: pyte
             raise OSError("no space")
         replace(source, target)
 
-    monkeypatch.setattr(folder_module.os, "replace", fail_once)
+    monkeypatch.setattr(whole_folder.os, "replace", fail_once)
     with pytest.raises(OSError, match="no space"):
         write_policy(random_policy(seed=1), written)
     assert digest(read_policy(written)) == digest(random_policy())
