@@ -98,7 +98,7 @@ class PromptTokenizer:
 
     def encode(self, prompt: str, task: str | None = None) -> Encoded:
         """Tokens and features of one prompt, with the hint of its task if one is given."""
-        pieces, scale = self._pieces(prompt)
+        pieces, scale = self.pieces(prompt)
         ids = [self._tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces]
         hint = self._hint(task)
         tokens = [self._special[START], *self._cut(ids, self.max_tokens - 2 - len(hint)), *hint, self._special[END]]
@@ -111,8 +111,11 @@ class PromptTokenizer:
         """`encode` of each prompt with its task."""
         return [self.encode(prompt, task) for prompt, task in zip(prompts, tasks, strict=True)]
 
-    def _pieces(self, prompt: str) -> tuple[list[str], float]:
-        """The parts of a prompt that are tokenised, and how many times as long as they the prompt is."""
+    def pieces(self, prompt: str) -> tuple[list[str], float]:
+        """The parts of a prompt that are tokenised, and how many times as long as they the prompt is.
+
+        These and the number of characters are all that `encode` looks at.
+        """
         most = CHARACTERS_PER_TOKEN * self.max_tokens
         if len(prompt) <= (2 * most if self.tail_tokens else most):
             pieces = [prompt]
