@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.data import Data
     from jaxroute.commands.evaluate import Evaluate
     from jaxroute.commands.export import Export
+    from jaxroute.commands.predictor import Predictor
     from jaxroute.commands.profiles import Profiles
     from jaxroute.commands.simulate import Simulate
     from jaxroute.commands.train import Train
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         "evaluate": Evaluate,
         "train": Train,
         "export": Export,
+        "predictor": Predictor,
         "bench": Bench,
         "data": Data,
         "profiles": Profiles,

@@ -32,7 +32,9 @@ class FleetOptions:
     dt: float = 0.02
     """Router interval, seconds."""
     prediction: str = "oracle"
-    """What the router is told of output lengths: oracle (the true bucket), none, or a probability such as 0.8."""
+    """What the router is told of output lengths: oracle (the true bucket), none, a probability such as 0.8 of the true
+    bucket, or confusion: the mistakes that the shipped length predictor was measured to make (confusion:FOLDER: another
+    one's)."""
     overlong: Literal["error", "clip", "drop"] = "error"
     """What to do with requests that a server cannot hold: stop, cut the prompt, or leave them out."""
     ageing: float = 5.0

@@ -156,7 +156,7 @@ def test_unknown_keys_and_wrong_types_are_named(tmp_path: Path, text: str, said:
         ('fleets.0.schedulers=["best"]', "which is unknown; known: prefill-first, chunked, whole-prompt"),
         ("fleets.0.router_order=lifo", "is 'lifo', which is unknown; known: fcfs, shortest-predicted"),
         ('workloads.names=["x"]', "workload 'x': no such workload and no such file"),
-        ('workloads.predictions=["1.5"]', "must be oracle, none or a probability"),
+        ('workloads.predictions=["1.5"]', "must be oracle, none, confusion, confusion:FOLDER or a probability"),
         ("ppo.twin=best", "which is unknown; known: none, random, round-robin"),
         ("ppo.teacher=best", "which is unknown; known: none, random"),
         ("network.observation=paper", "must be none with the paper's observation"),

@@ -1,0 +1,25 @@
+"""`jaxroute predictor ...`: the group of its subcommands."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from jaxroute.commands.predictor_predict import Predict
+from jaxroute.commands.predictor_show import Show
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Predict the output length of requests from their prompts."""
+
+    command: tyro.conf.OmitArgPrefixes[
+        Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+        | Annotated[Show, tyro.conf.subcommand("show", prefix_name=False)]
+    ]
+
+    def run(self) -> None:
+        """Runs the subcommand."""
+        self.command.run()
