@@ -53,7 +53,7 @@ def load_pretrained(source: str | Path) -> Pretrained:
     Raises:
       InputError: names what is missing, damaged or not such an encoder, and the remedy.
     """
-    folder = _minilm() if source == MINILM else Path(source)
+    folder = minilm_folder() if source == MINILM else Path(source)
     if not folder.is_dir():
         folder = _from_hub(str(source))
     config_file, weights = folder / CONFIG, folder / WEIGHTS
@@ -101,8 +101,12 @@ def _config(path: Path) -> tuple[str, DistilBertConfig]:
         raise InputError(f"{path}: {error}; there is no such encoder") from error
 
 
-def _minilm() -> Path:
-    """The folder of the model within its package."""
+def minilm_folder() -> Path:
+    """The folder of MiniLM within its package.
+
+    Raises:
+      InputError: the package is not installed.
+    """
     try:
         files = importlib.metadata.files(MINILM_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
