@@ -20,6 +20,8 @@ class Show:
 
     model: str = "default"
     """default (the shipped one), or a folder that `jaxroute predictor train` wrote."""
+    time: bool = False
+    """Measure how long a prompt takes, from text to bucket (OPENBLAS_NUM_THREADS=1 for one core)."""
 
     def run(self) -> None:
         """Runs it."""
@@ -30,6 +32,16 @@ class Show:
         console = table_console()
         console.print(_facts(file, sum(each.stat().st_size for each in path.iterdir() if each.is_file())))
         console.print(_measured(file))
+        if self.time:
+            from jaxroute.predictor.latency import measure
+            from jaxroute.predictor.predictor import Predictor
+
+            times = measure(Predictor(file))
+            console.print(
+                f"{times.prompts} prompts of {times.tokens} tokens, one by one: p50 {times.p50_ms:.2f} ms, "
+                f"p99 {times.p99_ms:.2f} ms (of which on the processor {times.cpu_p50_ms:.2f} and "
+                f"{times.cpu_p99_ms:.2f})"
+            )
 
 
 def _facts(file: PredictorFile, size: int) -> Table:

@@ -106,3 +106,11 @@ def test_a_predictor_is_shown(capsys: Captured, model: str) -> None:
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         "qa_open", "360", "0.67", "0.75", "0.60", "0.60", "0.75", "50-199",
     ]  # fmt: skip
+
+
+def test_a_prediction_is_timed(capsys: Captured, model: str) -> None:
+    main(["predictor", "show", "--time", "--model", model])
+    out = capsys.readouterr().out
+    [line] = [line for line in out.splitlines() if line.startswith("500 prompts of 48 tokens, one by one: p50 ")]
+    p50, p99 = (float(line.split(name)[1].split()[0]) for name in ("p50", "p99"))
+    assert 0 < p50 <= p99
