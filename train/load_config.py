@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -32,28 +32,42 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
       InputError: no such file, not TOML, an unknown key, a wrong type, or a value out of its range; the message names
         the file (or `--set`), table and key.
     """
-    raw = _read(path)
-    place = Place(path)
-    for override in overrides:
-        place.override(_override(raw, override))
+    raw, place = read_config(path, overrides, shipped_configs())
     config = parse_table(TrainConfig, raw, place, "")
     check_config(config, place)
     return config
 
 
-def to_toml(config: TrainConfig) -> str:
+def read_config(path: str, overrides: Sequence[str], shipped: Mapping[str, Traversable]) -> tuple[Raw, Place]:
+    """What a file and the overrides hold, and where it comes from.
+
+    Args:
+      path: a TOML file, or a name among `shipped`.
+      overrides: see `load_config`.
+      shipped: files by name.
+
+    Raises:
+      InputError: no such file, not TOML, or an override that has no place in it.
+    """
+    raw = _read(path, shipped)
+    place = Place(path)
+    for override in overrides:
+        place.override(_override(raw, override))
+    return raw, place
+
+
+def to_toml(config: Any) -> str:
     """TOML text that loads back equal, every key written out."""
     return tomli_w.dumps(dataclasses.asdict(config))
 
 
-def shipped_configs() -> dict[str, Traversable]:
-    """The configurations that come with jaxroute, by name."""
-    files = importlib.resources.files("jaxroute.train.configs").iterdir()
+def shipped_configs(package: str = "jaxroute.train.configs") -> dict[str, Traversable]:
+    """The configurations that come with jaxroute in a package, by name."""
+    files = importlib.resources.files(package).iterdir()
     return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
 
 
-def _read(path: str) -> Raw:
-    shipped = shipped_configs()
+def _read(path: str, shipped: Mapping[str, Traversable]) -> Raw:
     file: Traversable = Path(path)
     if not file.is_file():
         name = path.removesuffix(".toml")

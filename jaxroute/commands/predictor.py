@@ -9,6 +9,7 @@ import tyro
 
 from jaxroute.commands.predictor_predict import Predict
 from jaxroute.commands.predictor_show import Show
+from jaxroute.commands.predictor_train import Train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Predictor:
     """Predict the output length of requests from their prompts."""
 
     command: tyro.conf.OmitArgPrefixes[
-        Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
+        Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+        | Annotated[Predict, tyro.conf.subcommand("predict", prefix_name=False)]
         | Annotated[Show, tyro.conf.subcommand("show", prefix_name=False)]
     ]
 

@@ -96,6 +96,11 @@ class PromptTokenizer:
         """Id that fills up a batch."""
         return self._special[PADDING]
 
+    @property
+    def unknown(self) -> int:
+        """Id of a token that is not in the vocabulary."""
+        return self._special[UNKNOWN]
+
     def encode(self, prompt: str, task: str | None = None) -> Encoded:
         """Tokens and features of one prompt, with the hint of its task if one is given."""
         pieces, scale = self.pieces(prompt)

@@ -1,0 +1,1 @@
+"""Configurations of predictor trainings that ship with jaxroute, one TOML file each."""
