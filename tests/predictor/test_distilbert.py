@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_reference as reference
 
-import reference
 from jaxroute.errors import InputError
 from jaxroute.predictor.distilbert import DistilBert, DistilBertConfig, LengthPredictor, PredictorConfig, pool
 from jaxroute.predictor.pretrained import MINILM, Pretrained, load_pretrained
