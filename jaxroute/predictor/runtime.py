@@ -2,8 +2,8 @@
 
 On one core of a shared AMD EPYC, two layers of 128 units at 64 tokens take 0.8 ms (`cls`) or 1.25 ms (`mean`), where
 onnxruntime 1.32 takes 0.9 ms for the latter and torch 1.3 ms: not worth a dependency of 80 MB. `jaxroute predictor show
---time` measures it with the tokenizer. Set OPENBLAS_NUM_THREADS=1 where the cores have other work: for so small products
-more threads mostly wait for each other.
+--time` measures it, tokenizer included. Set OPENBLAS_NUM_THREADS=1 where the cores have other work: in small products
+threads mostly wait for each other.
 
 Axis letters: T tokens of all prompts of a batch, L of one prompt, R prompts, D units, B buckets, K tasks.
 """
