@@ -25,12 +25,15 @@ FACTS, WEIGHTS, TOKENIZER = "predictor.json", "predictor.safetensors", "tokenize
 
 SAME_TRAINING = "take all files of a predictor from one training"
 
+RUN_PREDICTOR = "predictor"
+"""Folder of a training run that holds its best predictor."""
+
 DEFAULT = "default"
 """Name of the predictor that ships with the package."""
 
 
 def find_predictor(name: str | Path) -> Path:
-    """The folder that a name stands for: the shipped predictor's for `default`, else itself.
+    """The folder that a name stands for: the shipped predictor's for `default`, else itself or that of a training run.
 
     Raises:
       InputError: there is no predictor.
@@ -40,7 +43,8 @@ def find_predictor(name: str | Path) -> Path:
     if not path.is_dir():
         known = "none ships with this version; give" if shipped else f"no such folder; give {DEFAULT}, or"
         raise InputError(f"predictor {name}: {known} a folder that `jaxroute predictor train` wrote")
-    return path
+    current = path / RUN_PREDICTOR
+    return current if not (path / FACTS).exists() and (current / FACTS).exists() else path
 
 
 def read_predictor(path: str | Path) -> PredictorFile:

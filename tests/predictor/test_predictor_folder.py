@@ -130,6 +130,8 @@ def test_a_predictor_is_replaced_whole_and_anything_else_is_kept(written: Path) 
 
 def test_a_predictor_is_found_by_its_folder(written: Path) -> None:
     assert find_predictor(str(written)) == written
+    run = tiny_folder(written.parent / "run" / "predictor").parent
+    assert find_predictor(run) == run / "predictor"
     with pytest.raises(InputError, match="predictor nowhere: no such folder; give default, or a folder that"):
         find_predictor("nowhere")
 
