@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     from rich.console import Console
 
     from jaxroute.commands.bench import Bench
+    from jaxroute.commands.curves import Curves
     from jaxroute.commands.data import Data
     from jaxroute.commands.evaluate import Evaluate
     from jaxroute.commands.export import Export
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         "simulate": Simulate,
         "evaluate": Evaluate,
         "train": Train,
+        "curves": Curves,
         "export": Export,
         "predictor": Predictor,
         "bench": Bench,

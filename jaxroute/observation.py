@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from jaxroute.estimate import decode_step_s
+from jaxroute.estimate import added_latency_s, decode_step_s, slowdown
 from jaxroute.impact import head_mixing_rewards
 
 if TYPE_CHECKING:
@@ -29,12 +29,20 @@ INSTANCE_FEATURES = (
     "seconds of prefill ahead of the head",
     "seconds of a decode step with all in flight, times 10",
     "signed log of 1 + mixing reward of the head",
+    "log of 1 + seconds that the head adds to all latencies",
+    "crowding with the head",
     "scraped running / max_num_seqs",
     "log of 1 + scraped waiting, / 4",
     "scraped KV usage",
     "full",
 )
-"""Names of the columns of the rich encoding's instance rows; F of them."""
+"""Names of the columns of the rich encoding's instance rows; F of them.
+
+Crowding is the share of the KV cache that is filled, or the slowdown of decoding over `CROWDED` if that is larger.
+"""
+
+CROWDED = 3.5
+"""Slowdown of decoding that crowds an instance as much as a full KV cache does."""
 
 GLOBAL_FEATURES = (
     "log of 1 + queue length, / 4",
@@ -82,16 +90,19 @@ def instance_features(view: RouterView, xp: Any) -> Array:
     left, prompt = _float(view.predicted_tokens_left, xp), _float(view.head_prompt_tokens, xp)
     output = _float(view.head_predicted_tokens, xp)
     step = profile.step
+    with_head = (tokens + prompt) / capacity
     columns = (
         in_flight / most_seqs,
         tokens / capacity,
-        (tokens + prompt) / capacity,
+        with_head,
         left / capacity,
         (tokens + left + prompt + output) / capacity,
         xp.log1p(_float(view.awaiting_first, xp)),
         step.g * _float(view.awaiting_prompt_tokens, xp),
         10 * decode_step_s(step, in_flight, tokens, xp),
         _signed_log(head_mixing_rewards(view, xp), xp),
+        xp.log1p(added_latency_s(view, xp)),
+        xp.maximum(with_head, slowdown(step, in_flight + 1, tokens + prompt, xp) / CROWDED),
         _float(view.scraped_running, xp) / most_seqs,
         xp.log1p(_float(view.scraped_waiting, xp)) / 4,
         _float(view.scraped_kv_usage, xp),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxroute.observation import (
+    CROWDED,
     GLOBAL_FEATURES,
     INSTANCE_FEATURES,
     action_mask,
@@ -77,6 +78,26 @@ def test_features_have_their_names_and_values() -> None:
     # max(18.9, 11 + .159 * 64) + 7.5e-4 * 500 + .03 * 64 + 1.5 ms, times 10.
     np.testing.assert_allclose(rows["seconds of a decode step with all in flight, times 10"][0], 0.24971, atol=1e-4)
     assert rich_observation(seen, jnp).shape == (len(GLOBAL_FEATURES) + 2 * len(INSTANCE_FEATURES) + 3,)
+
+
+def test_what_the_head_adds_is_its_own_latency_and_what_the_others_wait_for_it() -> None:
+    profile = {"in_flight": [0, 100], "in_flight_tokens": [0, 1000], "predicted_tokens_left": [0, 2000]}
+    seen = view(2, **profile, awaiting_prompt_tokens=[0, 300], head_prompt_tokens=100, head_predicted_tokens=50)
+    rows = dict(zip(INSTANCE_FEATURES, np.asarray(instance_features(seen, jnp)).T, strict=True))
+    # Alone: its prefill, and 50 steps of W + v + (100 tokens of context) + e.
+    alone = 0.159e-3 * 100 + 50 * (18.9 + 1.5 + 0.00075 * 100 + 0.03) / 1000
+    # With 100 others, beyond the flat part: 101 sequences; 20 steps that they share grow by g + e + d (100 + 50 / 2).
+    own = 0.159e-3 * 400 + 50 * (11 + 0.159 * 101 + 0.00075 * 1100 + 0.03 * 101 + 1.5) / 1000
+    theirs = 100 * (0.159e-3 * 100 + 20 * (0.159 + 0.03 + 0.00075 * 125) / 1000)
+    added = np.expm1(rows["log of 1 + seconds that the head adds to all latencies"])
+    np.testing.assert_allclose(added, [alone, own + theirs], rtol=1e-4)
+
+
+def test_crowding_is_the_cache_or_the_slowdown_whichever_is_worse() -> None:
+    seen = view(2, in_flight=[100, 1], in_flight_tokens=[10, 700], head_prompt_tokens=100)
+    rows = dict(zip(INSTANCE_FEATURES, np.asarray(instance_features(seen, jnp)).T, strict=True))
+    slow = (11 + 0.159 * 101 + 0.00075 * 110 + 0.03 * 101 + 1.5) / (18.9 + 0.03 + 1.5)
+    np.testing.assert_allclose(rows["crowding with the head"], [slow / CROWDED, 0.8], rtol=1e-4)
 
 
 def test_the_mask_allows_open_instances_if_there_is_a_request_and_always_hold() -> None:

@@ -70,7 +70,7 @@ class NetworkConfig:
       hidden: hidden layers of the policy.
       critic_hidden: hidden layers of the critic.
       holds: whether holding is an action while a request can be sent.
-      prior: where the policy's linear path starts: `none`, `least-tokens` or `gate`.
+      prior: where the policy's linear path starts, a name in `prior.PRIORS` such as `none` or `marginal-gate`.
       prior_weight: how sharply it prefers.
     """
 
@@ -151,6 +151,8 @@ class EvolutionConfig:
       sigma: standard deviation of a perturbation.
       learning_rate: of Adam on the estimated gradient; it falls linearly to a tenth.
       tail_weight: what a second beyond the reference's 99th percentile costs, in seconds of latency.
+      path: what is perturbed: the `whole` network, or its `linear` path alone, in units of the prior's effect, which a
+        few members can judge.
     """
 
     generations: int = 0
@@ -158,6 +160,7 @@ class EvolutionConfig:
     sigma: float = 0.15
     learning_rate: float = 0.05
     tail_weight: float = 10.0
+    path: Literal["whole", "linear"] = "whole"
 
 
 @dataclasses.dataclass(frozen=True)

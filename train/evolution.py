@@ -28,6 +28,7 @@ from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.train.config import EvolutionConfig
 from jaxroute.train.episode import Greedy, Outcome, play
 from jaxroute.train.optimiser import lenient
+from jaxroute.train.reach import reach_of
 from jaxroute.train.state import Params
 
 AXIS = "lanes"
@@ -47,13 +48,15 @@ class EvolutionState(struct.PyTreeNode):
 
     Attributes:
       policy: the scorer's weights.
-      optimiser: optax state, of the flat weights [D].
+      reach: [D] float32, how far one unit of noise moves each weight (see `reach`); it does not change.
+      optimiser: optax state, of the flat weights [D] in units of their reach.
       scales: of the policy's features; they do not change.
       generation: [] int32, generations so far.
       key: typed key of the run.
     """
 
     policy: Params
+    reach: jax.Array
     optimiser: optax.OptState
     scales: FeatureScales
     generation: jax.Array
@@ -103,8 +106,8 @@ def make_evolver(config: EvolutionConfig, envs: tuple[ClusterRouting, ...], netw
 
 def initial_evolution(evolver: Evolver, policy: Params, scales: FeatureScales, key: jax.Array) -> EvolutionState:
     """A run before its first generation, from a policy and the scales of its features on."""
-    flat, _ = ravel_pytree(policy)
-    return EvolutionState(policy, evolver.optimiser.init(flat), scales, jnp.int32(0), key)
+    reach = reach_of(policy, scales, evolver.config.path)
+    return EvolutionState(policy, reach, evolver.optimiser.init(reach), scales, jnp.int32(0), key)
 
 
 @partial(jax.jit, static_argnames=("env", "mesh"))
@@ -171,7 +174,8 @@ def _generation(
     key_noise, key_index, key_play = jax.random.split(jax.random.fold_in(state.key, state.generation), 3)
     flat, unravel = ravel_pytree(state.policy)
     noise = jax.random.normal(key_noise, (config.pairs, flat.shape[0]))
-    members = jnp.concatenate([flat[None] + config.sigma * noise, flat[None] - config.sigma * noise])
+    apart = config.sigma * state.reach[None] * noise
+    members = jnp.concatenate([flat[None] + apart, flat[None] - apart])
     costs = []
     for number, (env, own, known) in enumerate(zip(evolver.envs, params, reference, strict=True)):
         index = _workloads_of(own, jax.random.fold_in(key_index, number))
@@ -180,7 +184,8 @@ def _generation(
     cost_of = jnp.concatenate(costs, axis=1)
     rank = jnp.mean(centred_ranks(cost_of), axis=1)
     gradient = (rank[: config.pairs] - rank[config.pairs :]) @ noise / (config.pairs * config.sigma)
-    step, optimiser = evolver.optimiser.update(gradient, state.optimiser, flat)
+    step, optimiser = evolver.optimiser.update(gradient, state.optimiser, jnp.zeros_like(flat))
+    step = state.reach * step
     after = state.replace(policy=unravel(flat + step), optimiser=optimiser, generation=state.generation + 1)
     means = jnp.mean(jnp.minimum(cost_of, UNFINISHED), axis=1)
     return after, Progress(

@@ -12,13 +12,22 @@ from jaxroute.train.config import NetworkConfig
 from jaxroute.train.state import Params
 
 FILL = "tokens in flight with the head's prompt / KV tokens"
+ADDED = "log of 1 + seconds that the head adds to all latencies"
+CROWDING = "crowding with the head"
 
-PRIORS = ("none", "least-tokens", "gate")
-"""By name: all alike, hardly ever holding; the fewest tokens in flight over the KV cache, hardly ever holding; and the
-same, holding while the emptiest instance is filled to more than 90 % of its KV cache."""
+PRIORS = {
+    "none": (None, None),
+    "least-tokens": (FILL, None),
+    "gate": (FILL, FILL),
+    "marginal": (ADDED, None),
+    "marginal-gate": (ADDED, CROWDING),
+}
+"""By name: the feature of which an instance should have the least, and the one that makes the router hold while every
+instance has more than `GATE` of it. Without the first all instances are alike, without the second it hardly ever holds.
+"""
 
 GATE = 0.9
-"""Share of the KV cache that the gate prior fills."""
+"""Share of the KV cache, or crowding, that a gate allows."""
 
 GATE_SHARPNESS = 200.0
 """Logits by which holding gains for a whole cache: drawn in every interval, a soft gate would never hold for long."""
@@ -40,14 +49,14 @@ def with_prior(policy: Params, network: NetworkConfig) -> Params:
     score = jnp.zeros_like(weights["score_linear"]["kernel"])
     hold = jnp.zeros_like(weights["hold_linear"]["kernel"])
     bias = jnp.full_like(weights["hold_linear"]["bias"], RARELY)
-    if network.prior != "none":
-        if network.observation != "rich":
-            raise InputError(f"network.prior {network.prior} needs network.observation = 'rich'; set it to 'none'")
-        fill = INSTANCE_FEATURES.index(FILL)
-        score = score.at[fill, 0].set(-network.prior_weight)
-        if network.prior == "gate":
-            hold = hold.at[fill, 0].set(GATE_SHARPNESS)
-            bias = jnp.full_like(bias, -GATE_SHARPNESS * GATE)
+    least, gate = PRIORS[network.prior]
+    if network.prior != "none" and network.observation != "rich":
+        raise InputError(f"network.prior {network.prior} needs network.observation = 'rich'; set it to 'none'")
+    if least is not None:
+        score = score.at[INSTANCE_FEATURES.index(least), 0].set(-network.prior_weight)
+    if gate is not None:
+        hold = hold.at[INSTANCE_FEATURES.index(gate), 0].set(GATE_SHARPNESS)
+        bias = jnp.full_like(bias, -GATE_SHARPNESS * GATE)
     weights["score_linear"]["kernel"] = score
     weights["hold_linear"] = {"kernel": hold, "bias": bias}
     return policy
