@@ -22,6 +22,9 @@ from jaxroute.train.predictor.network import Params
 FINAL_SHARE = 0.02
 """Of the highest learning rate, at the end."""
 
+AVERAGE_DELAY = 10.0
+"""The running mean begins as one over about a ninth of the updates so far."""
+
 SECOND_MOMENT = 0.98
 """Decay of Adam's second moment: a training has few updates."""
 
@@ -108,7 +111,8 @@ class Fitter:
         change, optimiser = self._optimiser.update(gradient, state.optimiser, state.params)
         params = optax.apply_updates(state.params, change)
         # A short training would otherwise average its first weights in.
-        decay = jnp.minimum(self._config.average, state.update.astype(jnp.float32) / (10 + state.update))
+        update = state.update.astype(jnp.float32)
+        decay = jnp.minimum(self._config.average, update / (update + AVERAGE_DELAY))
         average = jax.tree.map(lambda mean, now: decay * mean + (1 - decay) * now, state.average, params)
         return FitState(params, average, optimiser, state.update + 1, state.key), losses
 
