@@ -102,6 +102,12 @@ class PromptTable:
         return self.rows(keep & ~np.isin(self.source, sorted(exclude_source)))
 
 
+def joined(one: PromptTable, other: PromptTable) -> PromptTable:
+    """The rows of both."""
+    arrays = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in _ARRAYS}
+    return PromptTable(prompt=one.prompt + other.prompt, **arrays)
+
+
 _ARRAYS = tuple(field.name for field in dataclasses.fields(PromptTable) if field.name != "prompt")
 
 

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import special
 
 from jaxroute.errors import InputError
 from jaxroute.predictor.folder import read_predictor
 from jaxroute.predictor.predictor import Predictor
 from jaxroute.predictor.prompts import read_prompts
+from jaxroute.predictor.runtime import Network
 from jaxroute.train.predictor.config import PredictorTrainConfig
 from jaxroute.train.predictor.data import encoded_rows
 from jaxroute.train.predictor.load import load_predictor_config
-from jaxroute.train.predictor.training import PredictorTraining
+from jaxroute.train.predictor.training import Place, PredictorTraining
+from jaxroute.train.predictor.translations import RATIOS, TASK, made_translations
 from tiny_predictor import BUCKETS
 from tiny_prompts import prompt_rows, tiny_encoder, write_rows
 
@@ -153,15 +156,39 @@ def test_it_is_trained_for_one_way_of_hinting_too(tmp_path: Path, hint: str) -> 
     assert read_predictor(tmp_path / "run" / "predictor").hint == {"never": "never", "always": "required"}[hint]
 
 
-def test_what_is_written_says_the_same_as_what_was_trained(tmp_path: Path) -> None:
-    run = training(tmp_path, "run", "float16=false", "fit.epochs=1")
-    assert run.run()
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_written_says_the_same_as_what_was_trained(tmp_path: Path, frozen: bool) -> None:
+    still = ("encoder.frozen=true", "encoder.start=layers", "fit.word_dropout=0") if frozen else ()
+    run = training(tmp_path, "run", "float16=false", "fit.epochs=1", *still)
+    kept: list[Any] = []
+    run._write = lambda best, place: kept.append(best)  # type: ignore[method-assign]
+    run.run()
+    trained, tasks = run._predicted(kept[0], False)
+    del run._write
+    run._write(kept[0], Place())
     file = read_predictor(tmp_path / "run" / "predictor")
     table = read_prompts([tmp_path / "rows.jsonl"]).where(split="val")
-    said = Predictor(file).predict([*zip(table.prompt, [None] * len(table), strict=True)])
-    right = np.asarray([each.bucket for each in said]) == file.buckets.bucket_of(table.output_tokens)
-    assert run.best[1] is not None
-    assert right.mean() == pytest.approx(run.best[1].top1_plain)
+    found = Network(file.config, file.weights)(file.tokens_of().encode_all(table.prompt, [None] * len(table)))
+    np.testing.assert_allclose(special.softmax(found.buckets, axis=1), trained, atol=1e-5)
+    np.testing.assert_allclose(special.softmax(found.tasks, axis=1), tasks, atol=1e-5)
+
+
+def test_made_translations_stay_in_the_split_of_their_text_and_are_as_long_as_the_language_says(
+    tmp_path: Path,
+) -> None:
+    table = read_prompts([write_rows(tmp_path / "rows.jsonl", prompt_rows())]).where(split="val")
+    made = made_translations(table, 3000, lambda text: 10, seed=1)
+    assert set(made.split) == {"val"}
+    assert set(made.group) <= set(table.group)
+    assert set(made.task) == {TASK}
+    for language, ratio in RATIOS.items():
+        lengths = made.output_tokens[[language in prompt for prompt in made.prompt]]
+        assert np.median(lengths) == pytest.approx(10 * ratio, rel=0.08)
+    again = made_translations(table, 3000, lambda text: 10, seed=1)
+    assert made.prompt == again.prompt
+    run = training(tmp_path, "run", "rows.made_translations=20", 'rows.exclude_sources=["bound"]')
+    assert run._tasks == ("chat", "qa_open", "translation")
+    assert len(run._train_table) == len(run._train_table.where(source=["free"])) + 20
 
 
 def test_it_ends_early_when_validation_does_not_improve(tmp_path: Path) -> None:

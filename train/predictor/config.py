@@ -14,10 +14,12 @@ class RowsConfig:
       exclude_sources: rows of these sources are left out of training and validation, such as those whose licence does
         not allow a model to be given away.
       tasks: rows of these tasks only; empty for all.
+      made_translations: training rows to make, see `translations`; validation rows come in the same proportion.
     """
 
     exclude_sources: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    made_translations: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,8 @@ class EncoderConfig:
       tail_tokens: of a longer prompt's end that stay.
       pooling: what stands for a prompt, its first position or the mean.
       head_hidden: units of the head's hidden layer; 0 for none.
-      frozen: whether only the heads are trained, on cached vectors of the encoder.
+      frozen: whether only the heads are trained, on cached vectors of the encoder, each unit of them scaled to a
+        standard deviation of 1.
     """
 
     pretrained: str = "minilm"

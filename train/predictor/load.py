@@ -65,7 +65,7 @@ def _rate(value: float) -> str | None:
 
 RULES: Mapping[type, Mapping[str, Rule]] = {
     PredictorTrainConfig: {"name": not_empty, "seed": at_least(0)},
-    RowsConfig: {},
+    RowsConfig: {"made_translations": at_least(0)},
     BucketsConfig: {"count": at_least(2), "width": at_least(2), "most": at_least(0)},
     EncoderConfig: {
         "pretrained": not_empty,

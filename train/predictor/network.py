@@ -25,6 +25,9 @@ Params = Any
 WORDS = "embeddings.word_embeddings.weight"
 POSITIONS = "embeddings.position_embeddings.weight"
 
+SMALLEST_SPREAD = 1e-6
+"""Standard deviation below which a value counts as constant."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
@@ -51,35 +54,56 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FeatureScales:
-    """The numeric features are trained on as `(features - mean) * factor`; the first layer of the head takes both over.
+class Scales:
+    """What the heads are trained on instead of a value: `(value - mean) * factor`; `folded` takes it back.
 
     Attributes:
-      mean, factor: [F] float32.
+      mean, factor: [F] or [D] float32.
     """
 
     mean: np.ndarray
     factor: np.ndarray
 
     @classmethod
-    def of(cls, features: np.ndarray, deviation: float) -> FeatureScales:
-        """Those that give training features [N, F] this standard deviation; a constant one is left alone."""
-        spread = features.std(axis=0)
-        factor = np.where(spread > 1e-6, deviation / np.maximum(spread, 1e-6), 1.0)
-        return cls(features.mean(axis=0).astype(np.float32), factor.astype(np.float32))
+    def of(cls, values: np.ndarray, deviation: float) -> Scales:
+        """Those that give training values [N, F] this standard deviation; a constant one is left alone."""
+        spread = values.std(axis=0)
+        factor = np.where(spread > SMALLEST_SPREAD, deviation / np.maximum(spread, SMALLEST_SPREAD), 1.0)
+        return cls(values.mean(axis=0).astype(np.float32), factor.astype(np.float32))
 
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """The features [R, F] that the network is trained on."""
-        return np.asarray((features - self.mean) * self.factor, np.float32)
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """The values [..., F] that the heads are trained on."""
+        return np.asarray((values - self.mean) * self.factor, np.float32)
 
-    def folded(self, params: Params, config: PredictorConfig) -> Params:
-        """The weights of the network that takes the plain features and says the same."""
-        name = "pre_classifier" if config.head_hidden else "classifier"
-        kernel, bias = (np.array(params[name][part], np.float64) for part in ("kernel", "bias"))
-        rows = slice(config.encoder.dim, None)
+    def folded(self, layer: Params, first: int) -> Params:
+        """The linear layer that takes the plain values and says the same.
+
+        Args:
+          layer: kernel [inputs, units] and bias, trained on the scaled ones.
+          first: of the layer's inputs, which are the values.
+        """
+        kernel, bias = (np.array(layer[part], np.float64) for part in ("kernel", "bias"))
+        rows = slice(first, first + len(self.mean))
         kernel[rows] *= self.factor[:, None]
-        bias -= self.mean @ kernel[rows]
-        return {**params, name: {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}}
+        return {"kernel": kernel.astype(np.float32), "bias": (bias - self.mean @ kernel[rows]).astype(np.float32)}
+
+
+def plain_weights(params: Params, config: PredictorConfig, features: Scales, vectors: Scales | None) -> Params:
+    """The weights of the network that takes plain features and vectors.
+
+    Args:
+      params: trained on scaled ones.
+      config: sizes.
+      features: scales of the numeric features.
+      vectors: scales of what stands for a prompt, where the encoder was frozen.
+    """
+    name = "pre_classifier" if config.head_hidden else "classifier"
+    heads = {name: features.folded(params[name], config.encoder.dim)}
+    if vectors is not None:
+        heads[name] = vectors.folded(heads[name], 0)
+        if config.tasks:
+            heads["task_classifier"] = vectors.folded(params["task_classifier"], 0)
+    return {**params, **heads}
 
 
 def start_of(config: PredictorTrainConfig, train: PromptTable, tasks: tuple[str, ...], buckets: int) -> Start:

@@ -14,7 +14,7 @@ from jaxroute.predictor.predictor_file import PredictorFile, rounded_to_float16
 from jaxroute.predictor.prompts import PromptTable
 from jaxroute.predictor.runtime import Network
 from jaxroute.train.predictor.config import PredictorTrainConfig
-from jaxroute.train.predictor.network import FeatureScales, Params, Start, hugging_face
+from jaxroute.train.predictor.network import Params, Start, hugging_face
 
 HINTS = {"never": "never", "optional": "optional", "always": "required"}
 """What a folder calls a training's `fit.hint`; a network that must have the hint predicts a task that is not named."""
@@ -23,7 +23,6 @@ HINTS = {"never": "never", "optional": "optional", "always": "required"}
 def predictor_file(
     config: PredictorTrainConfig,
     start: Start,
-    scales: FeatureScales,
     params: Params,
     *,
     train: PromptTable,
@@ -37,15 +36,14 @@ def predictor_file(
     Args:
       config: of the training.
       start: what it started from.
-      scales: of the features.
-      params: the chosen weights.
+      params: the chosen weights, for plain features and vectors.
       train: its rows.
       held_out: rows that neither training nor selection saw; there may be none.
       buckets: what is predicted.
       tasks: K names.
       facts: about the training, in JSON's types.
     """
-    weights = hugging_face(scales.folded(params, start.config))
+    weights = hugging_face(params)
     if config.float16:
         weights = rounded_to_float16(weights)
     bucket = buckets.bucket_of(train.output_tokens)

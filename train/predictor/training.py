@@ -11,20 +11,26 @@ import jax
 import numpy as np
 
 from jaxroute.predictor.folder import write_predictor
-from jaxroute.predictor.prompts import PromptTable
+from jaxroute.predictor.pretrained import load_pretrained
+from jaxroute.predictor.prompts import PromptTable, joined
+from jaxroute.predictor.tokenizer import PromptTokenizer
 from jaxroute.train import run_folder
 from jaxroute.train.checkpoint import Checkpoints
 from jaxroute.train.predictor.config import PredictorTrainConfig
 from jaxroute.train.predictor.curve import Curve
 from jaxroute.train.predictor.data import Batch, Rows, chosen, encoded_rows, fitted_buckets
-from jaxroute.train.predictor.network import FeatureScales, Params, start_of
+from jaxroute.train.predictor.network import Params, Scales, plain_weights, start_of
 from jaxroute.train.predictor.result import predictor_file
 from jaxroute.train.predictor.step import FitState, Fitter, Inputs, bucket_weights, inputs_of
+from jaxroute.train.predictor.translations import made_translations
 
 PREDICTOR = "predictor"
 """Folder of the predictor within the run's."""
 
 PREDICTED_AT_ONCE = 256
+
+WHOLE_TOKENS = 2048
+"""More than a text has that is to be translated."""
 
 
 class Watcher(Protocol):
@@ -90,8 +96,7 @@ class PredictorTraining:
         """
         self._config, self._out, self._watcher = config, out, watcher
         fit = config.fit
-        self._train_table = chosen(table, config.rows, "train")
-        val = chosen(table, config.rows, "val")
+        self._train_table, val = _fitted_and_validated(config, table)
         self._held_out = table.where(
             split="test", task=config.rows.tasks or None, exclude_source=config.rows.exclude_sources
         )
@@ -101,7 +106,7 @@ class PredictorTraining:
         tokenizer = self._start.tokenizer
         self._rows = encoded_rows(self._train_table, tokenizer, self._buckets, self._tasks, hint=fit.hint)
         self._val = encoded_rows(val, tokenizer, self._buckets, self._tasks, hint=fit.hint)
-        self._scales = FeatureScales.of(np.stack([row.features for row in self._rows.plain]), fit.feature_scale)
+        self._scales = Scales.of(np.stack([row.features for row in self._rows.plain]), fit.feature_scale)
         self._size = min(fit.batch, len(self._rows))
         self._per_epoch = len(self._epoch(0))
         self._weights = self._start.weights(config.seed)
@@ -113,7 +118,14 @@ class PredictorTraining:
             weight=bucket_weights(self._rows.bucket, len(self._buckets), fit.class_weight),
             frozen=config.encoder.frozen,
         )
-        self._pooled = {id(rows): self._vectors(rows) for rows in (self._rows, self._val)}
+        self._vector_scales: Scales | None = None
+        self._pooled: list[np.ndarray | None] = [None, None]
+        if config.encoder.frozen:
+            cached = [self._vectors(rows) for rows in (self._rows, self._val)]
+            self._vector_scales = Scales.of(
+                cached[0][[int(hinted) for hinted in _served(fit.hint)]].reshape(-1, cached[0].shape[-1]), 1.0
+            )
+            self._pooled = [self._vector_scales(vectors) for vectors in cached]
         self.best: tuple[int, Validation | None] = (0, None)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -228,14 +240,12 @@ class PredictorTraining:
         return found[0], found[1]
 
     def _inputs(self, rows: Rows, batch: Batch) -> Inputs:
-        pooled = self._pooled[id(rows)]
+        pooled = self._pooled[rows is self._val]
         vectors = None if pooled is None else pooled[batch.hinted.astype(np.int64), batch.row]
         return inputs_of(batch, self._scales(batch.features), vectors)
 
-    def _vectors(self, rows: Rows) -> np.ndarray | None:
-        """[2, N, D] of a frozen encoder, without and with hint; None where it is trained as well."""
-        if not self._config.encoder.frozen:
-            return None
+    def _vectors(self, rows: Rows) -> np.ndarray:
+        """[2, N, D] of a frozen encoder, without and with hint; 0 where that is not served."""
         served = _served(self._config.fit.hint)
         cached = np.zeros((2, len(rows), self._start.config.encoder.dim), np.float32)
         for hinted in served:
@@ -281,8 +291,7 @@ class PredictorTraining:
         file = predictor_file(
             self._config,
             self._start,
-            self._scales,
-            {**self._weights, **best},
+            plain_weights({**self._weights, **best}, self._start.config, self._scales, self._vector_scales),
             train=self._train_table,
             held_out=self._held_out,
             buckets=self._buckets,
@@ -290,6 +299,21 @@ class PredictorTraining:
             facts=facts,
         )
         write_predictor(file, self._out / PREDICTOR)
+
+
+def _fitted_and_validated(config: PredictorTrainConfig, table: PromptTable) -> tuple[PromptTable, PromptTable]:
+    """Training and validation rows, with those that are made of them."""
+    train, val = (chosen(table, config.rows, split) for split in ("train", "val"))
+    if not (count := config.rows.made_translations):
+        return train, val
+    content = load_pretrained(config.encoder.pretrained).tokenizer
+    tokenizer = PromptTokenizer(content, max_tokens=WHOLE_TOKENS)
+    counts = (count, max(1, round(count * len(val) / len(train))))
+    made = [
+        made_translations(rows, number, lambda text: len(tokenizer.encode(text).tokens) - 2, config.seed)
+        for rows, number in zip((train, val), counts, strict=True)
+    ]
+    return joined(train, made[0]), joined(val, made[1])
 
 
 def _served(hint: str) -> tuple[bool, ...]:
