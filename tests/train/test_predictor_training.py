@@ -105,6 +105,14 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path) -> None
         assert {**one, "seconds": ""} == {**other, "seconds": ""}
 
 
+def test_a_run_does_not_go_on_with_other_rows(tmp_path: Path) -> None:
+    assert not training(tmp_path, "run").run(lambda: True)
+    others = prompt_rows()
+    others[0] |= {"output_tokens": 9}
+    with pytest.raises(InputError, match="the rows are not those that the run began with"):
+        training(tmp_path, "run", rows=others).run()
+
+
 def test_test_rows_change_nothing_but_what_is_measured(tmp_path: Path) -> None:
     rows = prompt_rows()
     assert training(tmp_path, "with", rows=rows).run()

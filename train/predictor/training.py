@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from jaxroute.errors import InputError
 from jaxroute.predictor.folder import write_predictor
 from jaxroute.predictor.pretrained import load_pretrained
 from jaxroute.predictor.prompts import PromptTable, joined
@@ -97,16 +100,16 @@ class PredictorTraining:
         self._config, self._out, self._watcher = config, out, watcher
         fit = config.fit
         self._train_table, val = _fitted_and_validated(config, table)
-        self._held_out = table.where(
-            split="test", task=config.rows.tasks or None, exclude_source=config.rows.exclude_sources
-        )
         self._tasks = self._train_table.tasks()
+        # Of any source: to be measured on a row is not to be made of it.
+        self._held_out = table.where(split="test", task=self._tasks)
         self._buckets = fitted_buckets(config.buckets, self._train_table)
         self._start = start_of(config, self._train_table, self._tasks, len(self._buckets))
         tokenizer = self._start.tokenizer
         self._rows = encoded_rows(self._train_table, tokenizer, self._buckets, self._tasks, hint=fit.hint)
         self._val = encoded_rows(val, tokenizer, self._buckets, self._tasks, hint=fit.hint)
         self._scales = Scales.of(np.stack([row.features for row in self._rows.plain]), fit.feature_scale)
+        self._digest = _digest(self._train_table, val)
         self._size = min(fit.batch, len(self._rows))
         self._per_epoch = len(self._epoch(0))
         self._weights = self._start.weights(config.seed)
@@ -145,6 +148,8 @@ class PredictorTraining:
         state = self._fitter.initial(self._trained(self._weights), self._config.seed)
         best, place = jax.tree.map(np.asarray, state.average), Place()
         if facts is not None:
+            if facts["rows"] != self._digest:
+                raise InputError(f"{self._out}: the rows are not those that the run began with; give it back its files")
             saved = checkpoints.restore(jax.eval_shape(lambda: {"state": state, "best": best}))
             state, best, place = saved["state"], saved["best"], _place_of(facts)
             self.best = (place.best_epoch, Validation(**facts["figures"]) if facts["figures"] else None)
@@ -271,7 +276,8 @@ class PredictorTraining:
 
     def _save(self, checkpoints: Checkpoints, state: FitState, best: Params, place: Place) -> None:
         figures = self.best[1]
-        facts: dict[str, Any] = place._asdict() | {"figures": None if figures is None else figures._asdict()}
+        facts: dict[str, Any] = place._asdict() | {"rows": self._digest}
+        facts["figures"] = None if figures is None else figures._asdict()
         checkpoints.save(int(state.update), {"state": state, "best": best}, facts)
 
     def _write(self, best: Params, place: Place) -> None:
@@ -314,6 +320,12 @@ def _fitted_and_validated(config: PredictorTrainConfig, table: PromptTable) -> t
         for rows, number in zip((train, val), counts, strict=True)
     ]
     return joined(train, made[0]), joined(val, made[1])
+
+
+def _digest(*tables: PromptTable) -> str:
+    """Of all that is trained and validated on."""
+    content = [(table.prompt, table.output_tokens.tolist(), table.task.tolist()) for table in tables]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _served(hint: str) -> tuple[bool, ...]:
