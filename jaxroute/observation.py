@@ -31,6 +31,7 @@ INSTANCE_FEATURES = (
     "signed log of 1 + mixing reward of the head",
     "log of 1 + seconds that the head adds to all latencies",
     "crowding with the head",
+    "share of the KV cache filled with the head's prompt beyond 90 %",
     "scraped running / max_num_seqs",
     "log of 1 + scraped waiting, / 4",
     "scraped KV usage",
@@ -43,6 +44,9 @@ Crowding is the share of the KV cache that is filled, or the slowdown of decodin
 
 CROWDED = 3.5
 """Slowdown of decoding that crowds an instance as much as a full KV cache does."""
+
+FULL_CACHE = 0.9
+"""Share of the KV cache beyond which another prompt costs preemptions."""
 
 GLOBAL_FEATURES = (
     "log of 1 + queue length, / 4",
@@ -103,6 +107,7 @@ def instance_features(view: RouterView, xp: Any) -> Array:
         _signed_log(head_mixing_rewards(view, xp), xp),
         xp.log1p(added_latency_s(view, xp)),
         xp.maximum(with_head, slowdown(step, in_flight + 1, tokens + prompt, xp) / CROWDED),
+        xp.maximum(with_head - FULL_CACHE, 0),
         _float(view.scraped_running, xp) / most_seqs,
         xp.log1p(_float(view.scraped_waiting, xp)) / 4,
         _float(view.scraped_kv_usage, xp),

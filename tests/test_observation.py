@@ -100,6 +100,13 @@ def test_crowding_is_the_cache_or_the_slowdown_whichever_is_worse() -> None:
     np.testing.assert_allclose(rows["crowding with the head"], [slow / CROWDED, 0.8], rtol=1e-4)
 
 
+def test_a_cache_counts_as_full_beyond_nine_tenths() -> None:
+    seen = view(3, in_flight=[9, 9, 9], in_flight_tokens=[100, 800, 850], head_prompt_tokens=100)
+    rows = dict(zip(INSTANCE_FEATURES, np.asarray(instance_features(seen, jnp)).T, strict=True))
+    beyond = rows["share of the KV cache filled with the head's prompt beyond 90 %"]
+    np.testing.assert_allclose(beyond, [0, 0, 0.05], atol=1e-6)
+
+
 def test_the_mask_allows_open_instances_if_there_is_a_request_and_always_hold() -> None:
     assert action_mask(view(3, full=[False, True, False]), np).tolist() == [True, False, True, True]
     assert action_mask(view(3, queue_length=0), np).tolist() == [False, False, False, True]

@@ -7,13 +7,14 @@ import copy
 import jax.numpy as jnp
 
 from jaxroute.errors import InputError
-from jaxroute.observation import INSTANCE_FEATURES
+from jaxroute.observation import FULL_CACHE, INSTANCE_FEATURES
 from jaxroute.train.config import NetworkConfig
 from jaxroute.train.state import Params
 
 FILL = "tokens in flight with the head's prompt / KV tokens"
 ADDED = "log of 1 + seconds that the head adds to all latencies"
 CROWDING = "crowding with the head"
+OVERFULL = "share of the KV cache filled with the head's prompt beyond 90 %"
 
 PRIORS = {
     "none": (None, None),
@@ -23,10 +24,11 @@ PRIORS = {
     "marginal-gate": (ADDED, CROWDING),
 }
 """By name: the feature of which an instance should have the least, and the one that makes the router hold while every
-instance has more than `GATE` of it. Without the first all instances are alike, without the second it hardly ever holds.
+instance has more than `GATE` of it. Without the first all instances are alike, without the second it hardly ever holds;
+with both, an instance whose cache is full is shunned as well.
 """
 
-GATE = 0.9
+GATE = FULL_CACHE
 """Share of the KV cache, or crowding, that a gate allows."""
 
 GATE_SHARPNESS = 200.0
@@ -55,6 +57,7 @@ def with_prior(policy: Params, network: NetworkConfig) -> Params:
     if least is not None:
         score = score.at[INSTANCE_FEATURES.index(least), 0].set(-network.prior_weight)
     if gate is not None:
+        score = score.at[INSTANCE_FEATURES.index(OVERFULL), 0].set(-GATE_SHARPNESS)
         hold = hold.at[INSTANCE_FEATURES.index(gate), 0].set(GATE_SHARPNESS)
         bias = jnp.full_like(bias, -GATE_SHARPNESS * GATE)
     weights["score_linear"]["kernel"] = score

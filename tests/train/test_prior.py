@@ -11,11 +11,12 @@ from jaxroute.errors import InputError
 from jaxroute.observation import GLOBAL_FEATURES, INSTANCE_FEATURES, Observed
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.train.config import NetworkConfig
-from jaxroute.train.prior import ADDED, CROWDING, FILL, PRIORS, with_prior
+from jaxroute.train.prior import ADDED, CROWDING, FILL, OVERFULL, PRIORS, with_prior
 
 NETWORK = Scorer((8,))
 SCALES = FeatureScales.identity(len(GLOBAL_FEATURES), len(INSTANCE_FEATURES))
 HOLD = 3
+NAMES = {"added": ADDED, "crowding": CROWDING, "fill": FILL, "overfull": OVERFULL}
 
 
 def choice(prior: str, **features: list[float]) -> int:
@@ -23,7 +24,7 @@ def choice(prior: str, **features: list[float]) -> int:
     rows = np.zeros((HOLD, len(INSTANCE_FEATURES)), np.float32)
     rows[:, 0] = 0.1
     for name, values in features.items():
-        rows[:, INSTANCE_FEATURES.index({"added": ADDED, "crowding": CROWDING, "fill": FILL}[name])] = values
+        rows[:, INSTANCE_FEATURES.index(NAMES[name])] = values
     observed = Observed(jnp.zeros(len(GLOBAL_FEATURES)), jnp.asarray(rows), jnp.ones(HOLD + 1, bool))
     weights = NETWORK.init(jax.random.key(0), observed, SCALES)
     started = with_prior(weights, NetworkConfig(prior=prior, prior_weight=20.0))
@@ -38,7 +39,12 @@ def test_the_marginal_prior_goes_where_the_head_adds_least() -> None:
 @pytest.mark.parametrize(("prior", "feature"), [("gate", "fill"), ("marginal-gate", "crowding")])
 def test_a_gate_holds_while_every_instance_is_fuller_than_it_allows(prior: str, feature: str) -> None:
     assert choice(prior, **{feature: [0.95, 0.93, 0.99]}) == HOLD
-    assert choice(prior, **{feature: [0.95, 0.87, 0.99]}) == 1 if prior == "gate" else choice(prior) != HOLD
+    assert choice(prior, **{feature: [0.95, 0.87, 0.99]}) != HOLD
+
+
+def test_the_marginal_gate_shuns_a_full_cache_though_it_would_add_least() -> None:
+    assert choice("marginal-gate", added=[0.7, 0.5, 0.6], overfull=[0.0, 0.05, 0.0]) == 2
+    assert choice("marginal-gate", added=[0.7, 0.5, 0.6], overfull=[0.05] * 3, crowding=[0.5] * 3) == 1
 
 
 @pytest.mark.parametrize("prior", [name for name, (_, gate) in PRIORS.items() if gate is None])
