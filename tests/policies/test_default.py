@@ -52,8 +52,8 @@ def test_it_serves_fleets_of_sizes_that_it_was_not_trained_on(instances: int) ->
 
 
 def test_it_beats_round_robin_in_overload_without_a_longer_tail() -> None:
-    own, other = runs(4, 800, 20.0, kv_tokens=3800)
-    assert own.e2e_mean_s < 0.7 * other.e2e_mean_s
+    own, other = runs(4, 1200, 20.0, kv_tokens=3800)
+    assert own.e2e_mean_s < 0.65 * other.e2e_mean_s
     assert own.e2e_p99_s < 1.1 * other.e2e_p99_s
     share = np.asarray(own.action_share)
     assert share.max() < 2 * share.min(), "every instance gets its share"
