@@ -21,12 +21,13 @@ import tokenizers
 
 from jaxroute.errors import InputError
 from jaxroute.predictor.hint import hint_of
+from jaxroute.predictor.languages import log_ratio
 
 CHARACTERS_PER_TOKEN = 6
 """More than the mean of English (4 to 5), so that a cut text mostly fills the tokens that there are."""
 
-FEATURES = ("log1p(tokens) / 8", "log1p(characters) / 8", "log1p(lines) / 8")
-"""The F numeric features of a prompt: cut prompts would lose their length."""
+FEATURES = ("log1p(tokens) / 8", "log1p(characters) / 8", "log1p(lines) / 8", "log(translation ratio)")
+"""The F numeric features of a prompt: cut prompts would lose their length. The last one is that of `languages`."""
 
 FEATURE_SCALE = 8.0
 
@@ -109,7 +110,7 @@ class PromptTokenizer:
         tokens = [self._special[START], *self._cut(ids, self.max_tokens - 2 - len(hint)), *hint, self._special[END]]
         lines = sum(piece.count("\n") for piece in pieces)
         counts = (scale * sum(map(len, ids)), len(prompt), scale * lines)
-        features = [math.log1p(count) / FEATURE_SCALE for count in counts]
+        features = [*(math.log1p(count) / FEATURE_SCALE for count in counts), log_ratio(prompt)]
         return Encoded(np.asarray(tokens, np.int32), np.asarray(features, np.float32))
 
     def encode_all(self, prompts: Iterable[str], tasks: Iterable[str | None]) -> list[Encoded]:

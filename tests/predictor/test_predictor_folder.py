@@ -115,7 +115,7 @@ def test_the_json_says_what_the_predictor_is(written: Path) -> None:
         "upper": [9, 49, 199, 900],
     }
     assert data["confusion"]["by_task"]["ner"][0] == [9, 1, 0, 0]  # type: ignore[index]
-    assert data["features"] == ["log1p(tokens) / 8", "log1p(characters) / 8", "log1p(lines) / 8"]
+    assert data["features"][2:] == ["log1p(lines) / 8", "log(translation ratio)"]
 
 
 def test_a_predictor_is_replaced_whole_and_anything_else_is_kept(written: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_missing_file_is_named(written: Path, name: str) -> None:
         ({"config__encoder__dim": 1.5}, "config: encoder: dim must be a whole number"),
         ({"config__buckets": 5}, "the network has 5 buckets, 4 are described"),
         ({"config__tasks": 2}, "the network tells 2 tasks apart, 3 are named"),
-        ({"config__head_hidden": 9}, "pre_classifier.weight is [8, 19], but the network needs [9, 19]"),
+        ({"config__head_hidden": 9}, "pre_classifier.weight is [8, 20], but the network needs [9, 20]"),
         ({"config__encoder__vocab_size": 100}, "word_embeddings.weight is [154, 16], but the network needs [100, 16]"),
         ({"training": 3}, "training must be an object"),
     ],

@@ -75,7 +75,7 @@ def test_a_prompt_that_fits_is_not_cut() -> None:
 def test_an_empty_prompt_is_its_special_tokens() -> None:
     encoded = tokenizer().encode("")
     assert words(encoded) == ["[CLS]", "[SEP]"]
-    assert encoded.features.tolist() == [0, 0, 0]
+    assert encoded.features.tolist() == [0, 0, 0, 0]
 
 
 def test_nuls_and_lone_surrogates_are_dropped_and_pairs_are_one_character() -> None:
@@ -86,8 +86,23 @@ def test_nuls_and_lone_surrogates_are_dropped_and_pairs_are_one_character() -> N
 
 def test_features_are_logarithms_of_tokens_characters_and_lines() -> None:
     encoded = tokenizer().encode("who are you\nwho\n")
-    np.testing.assert_allclose(encoded.features, [math.log1p(count) / 8 for count in (4, 16, 2)], rtol=1e-6)
+    np.testing.assert_allclose(encoded.features[:3], [math.log1p(count) / 8 for count in (4, 16, 2)], rtol=1e-6)
     assert encoded.features.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ratio"),
+    [
+        ("Translate the text from English to Hindi.\n\nTell me.", 4.7),
+        ("Translate into  german: Hindi is a language", 1.5),
+        (f"{'who ' * 200}\n\nNow say that in Japanese.", 2.4),
+        ("Is Hindi spoken here?", 1.0),
+        ("Move on to Germanic tribes", 1.0),
+        ("", 1.0),
+    ],
+)
+def test_the_language_to_translate_into_is_a_feature(prompt: str, ratio: float) -> None:
+    assert tokenizer().encode(prompt).features[3] == pytest.approx(math.log(ratio))
 
 
 def test_the_hint_does_not_count_as_prompt() -> None:
@@ -99,7 +114,7 @@ def test_the_hint_does_not_count_as_prompt() -> None:
 def test_a_long_prompts_tokens_are_estimated_from_the_part_that_is_read(tail_tokens: int) -> None:
     line = "who are you\n"
     encoded = tokenizer(tail_tokens=tail_tokens).encode(line * 10_000)
-    np.testing.assert_allclose(np.expm1(8 * encoded.features), [30_000, 120_000, 10_000], rtol=0.01)
+    np.testing.assert_allclose(np.expm1(8 * encoded.features[:3]), [30_000, 120_000, 10_000], rtol=0.01)
 
 
 def test_only_a_bounded_part_of_a_prompt_is_read() -> None:
@@ -118,7 +133,7 @@ def test_a_batch_is_padded_and_masked() -> None:
     assert tokens.shape == mask.shape == (2, len(rows[1].tokens))
     assert mask.sum(axis=1).tolist() == [3, len(rows[1].tokens)]
     assert set(tokens[~mask].tolist()) == {encode.padding}
-    assert features.shape == (2, 3)
+    assert features.shape == (2, 4)
     assert pad(rows, encode.padding, length=24)[0].shape == (2, 24)
 
 

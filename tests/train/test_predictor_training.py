@@ -12,6 +12,7 @@ from scipy import special
 
 from jaxroute.errors import InputError
 from jaxroute.predictor.folder import read_predictor
+from jaxroute.predictor.languages import RATIOS
 from jaxroute.predictor.predictor import Predictor
 from jaxroute.predictor.prompts import read_prompts
 from jaxroute.predictor.runtime import Network
@@ -19,7 +20,7 @@ from jaxroute.train.predictor.config import PredictorTrainConfig
 from jaxroute.train.predictor.data import encoded_rows
 from jaxroute.train.predictor.load import load_predictor_config
 from jaxroute.train.predictor.training import Place, PredictorTraining
-from jaxroute.train.predictor.translations import RATIOS, TASK, made_translations
+from jaxroute.train.predictor.translations import TASK, made_translations
 from tiny_predictor import BUCKETS
 from tiny_prompts import prompt_rows, tiny_encoder, write_rows
 

@@ -1,9 +1,7 @@
 """Requests to translate, made of other prompts' texts: for a model that has no translations that it may be trained on.
 
-A translation is about as long as its text times a ratio of the language, counted in tokens of the server's model. The
-ratios are Llama-2's tokens of a translation over BERT's word pieces of the English text, medians over the training rows
-of WMT24, rounded; the spread about them has a standard deviation of 0.2 in the logarithm. No text and no length of any
-row of WMT24 is used.
+A translation is about as long as its text times a ratio of the language (`jaxroute.predictor.languages`); the spread
+about it has a standard deviation of 0.2 in the logarithm. No text and no length of any row of WMT24 is used.
 """
 
 from __future__ import annotations
@@ -12,22 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxroute.predictor.languages import RATIOS
 from jaxroute.predictor.prompts import PromptTable
 
 TASK, SOURCE, LENGTH_KIND = "translation", "made_translation", "made"
-
-RATIOS = {
-    "Czech": 1.8,
-    "German": 1.5,
-    "Spanish": 1.5,
-    "Hindi": 4.7,
-    "Icelandic": 2.1,
-    "Japanese": 2.4,
-    "Russian": 1.7,
-    "Ukrainian": 1.8,
-    "Chinese": 2.0,
-}
-"""Tokens of a translation for each word piece of the text."""
 
 SPREAD = 0.2
 
