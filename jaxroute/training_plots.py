@@ -15,6 +15,9 @@ from jaxroute.plots import GREY, policy_line_style
 
 GAIN = "valid_e2e_mean"
 
+WORST = 50.0
+"""Change, %, at which the picture is cut: a run that fails can be hundreds of per cent worse, and hide all others."""
+
 
 def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
     """Change of the mean E2E against round robin, % (validation), over the router intervals simulated.
@@ -26,6 +29,7 @@ def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color=GREY, lw=1.2, zorder=1)
+    lowest = 0.0
     for index, (label, path) in enumerate(runs):
         steps, values = _curve(path)
         style = policy_line_style(index)
@@ -33,6 +37,7 @@ def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
         axes.plot(steps, mean, lw=1.8, label=label, **style)
         axes.plot(steps[-1:], mean[-1:], "o", ms=5, color=style["color"])
         low, high = [min(each) for each in values], [max(each) for each in values]
+        lowest = min([lowest, *low])
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, lw=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
@@ -40,6 +45,9 @@ def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel("router intervals simulated, of one seed")
     axes.set_ylabel("mean E2E against round robin (%)")
+    if axes.get_ylim()[1] > WORST:
+        axes.set_ylim(lowest - WORST / 10, WORST)
+        axes.set_title(f"cut at +{WORST:.0f} %", fontsize="small", loc="right", color=GREY)
     if runs:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
