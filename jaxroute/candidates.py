@@ -10,17 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jaxroute import policies
 from jaxroute.errors import InputError
 from jaxroute.policies import ASSIGNED, HEURISTICS, Policy, expand_names, heuristic, split_order
-from jaxroute.policies.folder import find_policy, read_policy
+from jaxroute.policies.folder import DEFAULT, DEFAULT_FOLDER, find_policy, read_policy
 from jaxroute.simulate import Fleet
 from jaxroute.workload.prediction import DEFAULT_EDGES
-
-DEFAULT = "default"
-"""Name of the trained policy that is shipped."""
-
-DEFAULT_FOLDER = Path(policies.__file__).parent / "default"
 
 KNOWN = f"{', '.join(HEURISTICS)}, all, {DEFAULT}, a policy folder, a training run, or module:object"
 """What a name may be, for errors."""

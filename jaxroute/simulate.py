@@ -19,9 +19,10 @@ from jaxroute.profiles import StepProfile
 from jaxroute.progress import check_progress
 from jaxroute.results import RequestRecords, RunResult
 from jaxroute.rollout import run_intervals, stack_lanes, start_lane
+from jaxroute.router_order import DEFAULT_AGEING
 from jaxroute.timeline import TimelineBuilder, collect
 from jaxroute.types import ClusterParams, Time
-from jaxroute.workload.device import DEFAULT_AGEING, to_device
+from jaxroute.workload.device import to_device
 from jaxroute.workload.prediction import Prediction
 from jaxroute.workload.table import RequestTable
 

@@ -17,6 +17,7 @@ from jaxroute.policies.token_based import (
     MaxCapacity,
     MinMin,
 )
+from jaxroute.router_order import SHORTEST_FIRST, split_order
 
 HEURISTICS: dict[str, Policy] = {
     policy.name: policy
@@ -38,18 +39,8 @@ HEURISTICS: dict[str, Policy] = {
 }
 """All heuristics by name."""
 
-SHORTEST_FIRST = "+spf"
-"""Suffix of a policy whose router queue is in shortest-predicted order."""
-
 ASSIGNED = "assigned:"
 """Prefix of a policy that replays decisions from a file."""
-
-
-def split_order(name: str) -> tuple[str, str]:
-    """A policy's name without its suffix, and the order of the router queue that it asks for."""
-    if name.endswith(SHORTEST_FIRST):
-        return name.removesuffix(SHORTEST_FIRST), "shortest-predicted"
-    return name, "fcfs"
 
 
 def heuristic(name: str) -> Policy:

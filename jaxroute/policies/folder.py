@@ -21,6 +21,11 @@ from jaxroute.whole_folder import read_file, write_folder
 
 FACTS, WEIGHTS = "policy.json", "policy.safetensors"
 
+DEFAULT = "default"
+"""Name of the trained policy that is shipped."""
+
+DEFAULT_FOLDER = Path(__file__).parent / "default"
+
 RUN_POLICY = "policy"
 """Folder of a training run that holds its current policy."""
 

@@ -9,17 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxroute.errors import InputError
-from jaxroute.length_edges import are_edges, rounded_down
+from jaxroute.length_edges import are_edges
 from jaxroute.profiles import StepProfile
+from jaxroute.router_order import DEFAULT_AGEING, shortness
 from jaxroute.types import Time, Workload
 from jaxroute.workload.prediction import Prediction
 from jaxroute.workload.table import RequestTable
 
 LATEST_STEP = 2**30
-
-
-DEFAULT_AGEING = 5.0
-"""Predicted tokens that a second of waiting is worth in the shortest-predicted order of the router queue."""
 
 
 def to_device(
@@ -66,7 +63,7 @@ def to_device(
         padded[:count] = values
         return jnp.asarray(padded)
 
-    ranked = rounded_down(prediction.tokens, spf_edges) if spf_edges else prediction.tokens
+    key = shortness(table.arrival_s, prediction.tokens, ageing=ageing, edges=spf_edges)
     offsets = np.zeros(size, np.float32)
     offsets[:count] = offset
     return Workload(
@@ -80,7 +77,7 @@ def to_device(
         task=column(table.task, 0),
         lead_s=jnp.asarray(_lead_sums(visible, table.arrival_s, dt, size)),
         ideal_s=jnp.asarray(_ideal_s(table.prompt_tokens, prediction.tokens, profile, size)),
-        priority=column(_priority(table.arrival_s, ranked, ageing), 0),
+        priority=column(_priority(table.arrival_s, key), 0),
         num_requests=jnp.int32(count),
     )
 
@@ -105,9 +102,9 @@ def _arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.nda
     return step.astype(np.int64), offset.astype(np.float32), visible.astype(np.int64)
 
 
-def _priority(arrival_s: np.ndarray, predicted_tokens: np.ndarray, ageing: float) -> np.ndarray:
-    """Rank by predicted tokens less `ageing` times the time waited; all wait equally fast, so it never changes."""
-    order = np.lexsort((arrival_s, predicted_tokens + ageing * arrival_s))
+def _priority(arrival_s: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Rank by `shortness`, of equals by arrival."""
+    order = np.lexsort((arrival_s, key))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank
