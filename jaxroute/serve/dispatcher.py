@@ -34,7 +34,7 @@ class Dispatcher:
         self.brain, self.clock = brain, clock
         self._log = log
         self._waiting: dict[str, asyncio.Future[Placement]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._closed = False
 
     async def place(self, request: Incoming, exclude: frozenset[str] = frozenset()) -> Placement:
@@ -153,7 +153,8 @@ class Dispatcher:
         if not self.brain.queue_length:
             self._stop_ticking()
         elif len(outcomes) >= MOST_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._decide)
+            self._stop_ticking()
+            self._timer = asyncio.get_running_loop().call_soon(self._tick)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.brain.tick_s, self._tick)
 

@@ -1,0 +1,346 @@
+"""The brain of the proxy: the router queue, the view, and what decides where and when its head goes; no sockets.
+
+Axis letters: I servers, C servers that may be chosen.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+
+from jaxroute.errors import InputError
+from jaxroute.policies.folder import DEFAULT, DEFAULT_FOLDER, find_policy, read_policy
+from jaxroute.policies.policy_file import PolicyFile
+from jaxroute.router_order import DEFAULT_AGEING, split_order
+from jaxroute.serve.fleet_view import rows
+from jaxroute.serve.heuristics import FALLBACK, HEURISTICS
+from jaxroute.serve.policy_choice import NO_POLICY, RANGE_LIMIT, STALE_AFTER_S, PolicyJudge
+from jaxroute.serve.request_end import RequestEnd
+from jaxroute.serve.router_queue import Order, RouterQueue, Waiting
+from jaxroute.serve.tracker import Tracker
+from jaxroute.serve.types import (
+    HOLD,
+    BackendStatus,
+    Decision,
+    Incoming,
+    Metrics,
+    Placement,
+    RefusalReason,
+    Refused,
+    Server,
+)
+
+TICK_S = 0.02
+"""Seconds between two decisions on a request that is held, where no policy says otherwise."""
+
+POLICY = "policy"
+"""Who decided, where the trained policy did."""
+
+LONGEST_RETRY_S = 60.0
+"""Most seconds that a refused client is told to wait."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BrainSettings:
+    """How requests are routed.
+
+    Attributes:
+      policy: `default`, a policy folder, a training run, or a heuristic (see `serve.heuristics`); `+spf` behind it
+        puts the router queue in shortest-predicted order.
+      shadow: name of a heuristic that decides in the policy's place, in its own order (`+spf`), while the policy's
+        choices are recorded; None to follow the policy.
+      ageing: of the shortest-predicted order; None for the policy's own.
+      spf_edges: likewise.
+      max_queue: requests that may wait at the router.
+      max_wait_s: seconds that one may wait there.
+      stale_after_s: age of a server's metrics beyond which the heuristic decides.
+      range_limit: standard deviations of a feature from its mean in training beyond which the heuristic decides.
+    """
+
+    policy: str = DEFAULT
+    shadow: str | None = None
+    ageing: float | None = None
+    spf_edges: tuple[int, ...] | None = None
+    max_queue: int = 1000
+    max_wait_s: float = 60.0
+    stale_after_s: float = STALE_AFTER_S
+    range_limit: float = RANGE_LIMIT
+
+    def __post_init__(self) -> None:
+        if self.max_queue < 1:
+            raise InputError(f"max_queue is {self.max_queue}, must be at least 1 request")
+        for name in ("max_wait_s", "stale_after_s", "range_limit"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}, must be above 0")
+        if self.shadow is not None and split_order(self.shadow)[0] not in HEURISTICS:
+            raise InputError(f"shadow: unknown heuristic {self.shadow!r}; known: {', '.join(HEURISTICS)}")
+
+
+@dataclasses.dataclass(slots=True)
+class _Placed:
+    placement: Placement
+    first_token_s: float | None = None
+
+
+class Brain:
+    """Decides; one thread, no waiting, no clock of its own: every call is told the time (`now`, seconds, monotonic).
+
+    Servers that are closed, at their limit, or excluded for the head are not shown to whatever decides. A policy serves
+    fleets of any size, and none of those trained so far has seen a full server.
+
+    Attributes:
+      settings: how requests are routed.
+      tracker: what is known of the servers.
+      tick_s: seconds between two decisions while a request is held.
+      counts: what has happened so far: `dispatched`, `held` (decisions to wait), `at-limit` (no server could take the
+        head), `fallback REASON`, `shadow-fallback REASON`, `shadow-agrees`, `shadow-differs`, `refused REASON`,
+        `ended OUTCOME`.
+    """
+
+    def __init__(
+        self, servers: Sequence[Server], settings: BrainSettings | None = None, *, start_s: float = 0.0
+    ) -> None:
+        """Reads the policy.
+
+        Args:
+          servers: the fleet.
+          settings: by default the shipped policy decides.
+          start_s: the time now.
+
+        Raises:
+          InputError: no such policy, a damaged one, or two servers of one name.
+        """
+        self.settings = settings = settings or BrainSettings()
+        self.counts: collections.Counter[str] = collections.Counter()
+        base, _ = split_order(settings.policy)
+        policy = None if base in HEURISTICS else load_policy(base)
+        limits = {"stale_after_s": settings.stale_after_s, "range_limit": settings.range_limit}
+        self._judge = None if policy is None else PolicyJudge(policy, **limits)
+        self._heuristic = split_order(settings.shadow)[0] if settings.shadow else base if policy is None else FALLBACK
+        self._queue = RouterQueue(_order(settings, policy))
+        self.tick_s = policy.dt if policy else TICK_S
+        edges = policy.bucket_edges if policy else ()
+        self.tracker = Tracker(servers, dt=self.tick_s, bucket_edges=edges, start_s=start_s)
+        self._placed: dict[str, _Placed] = {}
+        self._dispatch_times: collections.deque[float] = collections.deque(maxlen=32)
+
+    @property
+    def policy(self) -> PolicyFile | None:
+        """The trained policy, if there is one."""
+        return self._judge.policy if self._judge else None
+
+    @property
+    def order(self) -> Order:
+        """Of the router queue."""
+        return self._queue.order
+
+    @property
+    def queue_length(self) -> int:
+        """Requests that wait at the router."""
+        return len(self._queue)
+
+    def arrive(self, request: Incoming, now: float, exclude: frozenset[str] = frozenset()) -> None:
+        """A request joins the router queue; `decide` places it.
+
+        Raises:
+          Refused: too many wait, or no open server is left for it.
+          ValueError: its id is waiting or in flight already.
+        """
+        if request.id in self._queue or request.id in self._placed:
+            raise ValueError(f"request {request.id}: is waiting or in flight already")
+        if not self._has_server(exclude):
+            raise self._refused("no-backend", now)
+        if len(self._queue) >= self.settings.max_queue:
+            raise self._refused("queue-full", now)
+        if request.arrival_s is None:
+            request = dataclasses.replace(request, arrival_s=now)
+        self._queue.join(Waiting(request, exclude, now))
+
+    def withdraw(self, id: str) -> None:
+        """A request leaves the router queue without being placed."""
+        self._queue.leave(id)
+
+    def decide(self, now: float, *, most: int | None = None) -> list[tuple[str, Placement | Refused]]:
+        """Places the requests whose turn it is, one after the other, until one is to be held or none is left.
+
+        Args:
+          now: seconds.
+          most: requests after which to stop.
+
+        Returns:
+          Ids of requests that have left the queue, each with its placement, or why it has none.
+        """
+        outcomes: list[tuple[str, Placement | Refused]] = []
+        while (first := self._queue.longest_waiting()) and now - first.since >= self.settings.max_wait_s:
+            self._queue.leave(first.request.id)
+            outcomes.append((first.request.id, self._refused("wait-limit", now)))
+        while (most is None or len(outcomes) < most) and (head := self._queue.head()):
+            outcome = self._place(head, now) if self._has_server(head.exclude) else self._refused("no-backend", now)
+            if outcome is None:
+                break
+            self._queue.leave(head.request.id)
+            outcomes.append((head.request.id, outcome))
+        return outcomes
+
+    def first_token(self, id: str, now: float) -> None:
+        """The first token of a request has been seen; it counts as one."""
+        placed = self._placed.get(id)
+        if placed is not None and placed.first_token_s is None:
+            self.tokens(id, 1, now)
+
+    def tokens(self, id: str, count: int, now: float) -> None:
+        """`count` more tokens of a request have been seen."""
+        placed = self._placed.get(id)
+        if placed is None or count < 1:
+            return
+        if placed.first_token_s is None:
+            placed.first_token_s = now
+        self.tracker.tokens(id, count)
+
+    def ended(self, id: str, now: float, outcome: str, output_tokens: int | None = None) -> RequestEnd | None:
+        """A request is no longer in flight; None if it was not.
+
+        Args:
+          id: of the request.
+          now: seconds.
+          outcome: `finished`, or what went wrong.
+          output_tokens: that it has had; None for those that were seen.
+        """
+        placed, flight = self._placed.pop(id, None), self.tracker.end(id)
+        if placed is None or flight is None:
+            return None
+        self.counts[f"ended {outcome}"] += 1
+        seen = flight.tokens if placed.first_token_s is not None else None
+        return RequestEnd(
+            placement=placed.placement,
+            outcome=outcome,
+            first_token_s=placed.first_token_s,
+            end_s=now,
+            output_tokens=seen if output_tokens is None else output_tokens,
+        )
+
+    def set_backends(self, servers: Sequence[Server]) -> None:
+        """Changes the fleet; see `Tracker.set_servers`."""
+        self.tracker.set_servers(servers)
+
+    def set_open(self, name: str, is_open: bool) -> None:
+        """Opens or closes a server."""
+        self.tracker.set_open(name, is_open)
+
+    def scraped(self, name: str, metrics: Metrics, now: float) -> None:
+        """A server's metrics have been read."""
+        self.tracker.scraped(name, metrics, now)
+
+    def status(self, now: float) -> list[BackendStatus]:
+        """Every server as it is now."""
+        return [
+            BackendStatus(
+                name=load.server.name,
+                is_open=load.is_open,
+                in_flight=load.in_flight,
+                in_flight_tokens=load.in_flight_tokens,
+                outstanding_tokens=load.awaiting_prompt_tokens + load.predicted_tokens_left,
+                kv_tokens=load.kv_tokens,
+                signal_age_s=now - load.scraped_at,
+            )
+            for load in self.tracker.loads
+        ]
+
+    def _has_server(self, exclude: frozenset[str]) -> bool:
+        return any(load.is_open and load.server.name not in exclude for load in self.tracker.loads)
+
+    def _place(self, head: Waiting, now: float) -> Placement | None:
+        """Where the head of the queue goes; None to hold it."""
+        started = time.perf_counter()
+        view = self.tracker.view(now, head.request, len(self._queue), head.exclude)
+        kept = ~view.full
+        names = [load.server.name for load in self.tracker.loads]
+        if not kept.all():
+            names = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
+            if not names:
+                self.counts["at-limit"] += 1
+                return None
+            view = rows(view, kept)
+        choice = NO_POLICY if self._judge is None else self._judge.choose(view)
+        action = None if self.settings.shadow else choice.action
+        if action == len(names):
+            self.counts["held"] += 1
+            return None
+        backend = names[HEURISTICS[self._heuristic](view) if action is None else action]
+        decision = Decision(
+            decided_by=self._heuristic if action is None else POLICY,
+            fallback=choice.fallback,
+            shadow=_shadow(choice.action, names) if self.settings.shadow else None,
+            names=tuple(names),
+            router_features=choice.router_features,
+            instance_features=choice.instance_features,
+            scores=choice.scores,
+            signal_age_s=float(view.signal_age_s.max()),
+            decision_s=time.perf_counter() - started,
+        )
+        placement = Placement(head.request, backend, now, decision)
+        self._dispatch(placement)
+        return placement
+
+    def _dispatch(self, placement: Placement) -> None:
+        request, decision = placement.request, placement.decision
+        self.tracker.dispatch(request, placement.backend, placement.dispatch_s)
+        self._placed[request.id] = _Placed(placement)
+        self._dispatch_times.append(placement.dispatch_s)
+        self.counts["dispatched"] += 1
+        if decision.fallback is not None:
+            self.counts[f"{'shadow-fallback' if self.settings.shadow else 'fallback'} {decision.fallback}"] += 1
+        if decision.shadow is not None:
+            self.counts["shadow-agrees" if decision.shadow == placement.backend else "shadow-differs"] += 1
+
+    def _refused(self, reason: RefusalReason, now: float) -> Refused:
+        self.counts[f"refused {reason}"] += 1
+        return Refused(reason, 1.0 if reason == "no-backend" else self._drain_s(now))
+
+    def _drain_s(self, now: float) -> float:
+        """Seconds after which those that wait now are placed, at the rate of the latest dispatches."""
+        times = self._dispatch_times
+        if len(times) < 2:
+            return 1.0
+        waits = len(self._queue) * (now - times[0]) / len(times)
+        return float(min(max(math.ceil(waits), 1), LONGEST_RETRY_S))
+
+
+def load_policy(name: str) -> PolicyFile:
+    """The policy of a folder or of a training run, or the shipped one (`default`).
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    if name == DEFAULT:
+        return read_policy(DEFAULT_FOLDER)
+    try:
+        return read_policy(find_policy(name))
+    except InputError as error:
+        known = f"known: {DEFAULT}, {', '.join(HEURISTICS)}, a policy folder or a training run"
+        raise InputError(f"{error} ({known})") from error
+
+
+def _order(settings: BrainSettings, policy: PolicyFile | None) -> Order:
+    """That of the shadow heuristic, or else the policy's, unless `+spf` or the settings say otherwise."""
+    forced = split_order(settings.shadow or settings.policy)[1]
+    trained = policy if policy is not None and settings.shadow is None else None
+    name = trained.router_order if trained and forced == "fcfs" else forced
+    # Of a policy that was trained on another order, they say nothing.
+    has_own = trained is not None and trained.router_order == "shortest-predicted"
+    ageing = trained.ageing if trained and has_own else DEFAULT_AGEING
+    edges = trained.spf_edges if trained and has_own else ()
+    return Order(
+        name,
+        ageing if settings.ageing is None else settings.ageing,
+        edges if settings.spf_edges is None else settings.spf_edges,
+    )
+
+
+def _shadow(action: int | None, names: Sequence[str]) -> str | None:
+    if action is None:
+        return None
+    return HOLD if action == len(names) else names[action]
