@@ -78,7 +78,7 @@ class PolicyJudge:
         age = view.signal_age_s.max()
         # Not within `age > limit`: an age that is no number must not pass.
         if not age <= self._stale_after_s:
-            return Choice(None, "missing-signal" if np.isinf(age) else "stale-signal")
+            return Choice(None, "missing-signal" if age == np.inf else "stale-signal")
         router = instances = None
         # Whatever a policy does wrong, a router must go on.
         try:
