@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.export import Export
     from jaxroute.commands.predictor import Predictor
     from jaxroute.commands.profiles import Profiles
+    from jaxroute.commands.serve import Serve
     from jaxroute.commands.simulate import Simulate
     from jaxroute.commands.train import Train
     from jaxroute.errors import InputError
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         "curves": Curves,
         "export": Export,
         "predictor": Predictor,
+        "serve": Serve,
         "bench": Bench,
         "data": Data,
         "profiles": Profiles,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from jaxroute.bench import FULL, QUICK, Report, Row, Setting, run_bench
 from jaxroute.commands.console import table_console
 from jaxroute.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxroute.bench import Report, Row, Setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Bench:
 
     def run(self) -> None:
         """Runs it."""
+        # Imported late: the other commands do without jax.
+        from jaxroute.bench import Row, run_bench
+
         report = None
         console = Console(stderr=True) if self.json else table_console()
         with console.status("measuring"):
@@ -57,6 +63,8 @@ class Bench:
             _show(report, console)
 
     def _settings(self) -> tuple[Setting, ...]:
+        from jaxroute.bench import FULL, QUICK, Setting
+
         if self.repeats < 1:
             raise InputError(f"--repeats is {self.repeats}, must be at least 1")
         names = ("scheduler", "instances", "slots", "envs", "profile")

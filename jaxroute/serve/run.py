@@ -1,0 +1,72 @@
+"""Runs a router until it is told to stop: SIGHUP reads the configuration anew, SIGTERM lets requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import Callable
+
+import uvloop
+
+from jaxroute.errors import InputError
+from jaxroute.serve.app import Router
+from jaxroute.serve.config import ServeConfig
+from jaxroute.serve.log import set_up_logs
+
+LOG = logging.getLogger(__name__)
+
+
+def run(read: Callable[[], ServeConfig]) -> None:
+    """Runs it; returns when all requests have ended after the first SIGTERM or SIGINT, or at once at the second.
+
+    Args:
+      read: reads the configuration, now and at every reload.
+
+    Raises:
+      InputError: the configuration, or what it names, is wrong.
+    """
+    config = read()
+    uvloop.run(_serve(config, read))
+
+
+async def _serve(config: ServeConfig, read: Callable[[], ServeConfig]) -> None:
+    router = Router(config, read)
+    set_up_logs(config.log_level)
+    stop, reload = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    try:
+        await router.start()
+        # What is here to stay needs no look at every collection of garbage.
+        gc.collect()
+        gc.freeze()
+        reloading = asyncio.create_task(_reload_whenever(router, reload))
+        await stop.wait()
+        reloading.cancel()
+        stop.clear()
+        await _first(router.drain(), stop.wait())
+    finally:
+        await router.stop()
+
+
+async def _reload_whenever(router: Router, asked: asyncio.Event) -> None:
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            await router.reload()
+        except InputError as bad:
+            LOG.error("not reloaded", extra={"reason": str(bad)})
+
+
+async def _first(*waits: object) -> None:
+    """Waits until one of them is done, and ends the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
+    _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
