@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import logging
 import math
@@ -28,6 +29,7 @@ class LogRow:
     """One request that was placed once; a retry has a row of its own. Seconds are by the router's monotonic clock.
 
     Attributes:
+      run: when the router that wrote the row was started, ISO 8601, UTC; only times of one run can be compared.
       id: of the request.
       arrival_s: when it came in.
       prompt_tokens: of its prompt.
@@ -51,6 +53,7 @@ class LogRow:
       decision_s: seconds that the decision took.
     """
 
+    run: str
     id: str
     arrival_s: float
     prompt_tokens: int
@@ -95,6 +98,7 @@ class DecisionLog:
         """
         self.path = Path(path)
         self.lost = 0
+        self._run_name = datetime.datetime.now(datetime.UTC).isoformat()
         self._waiting: queue.Queue[RequestEnd | None] = queue.Queue(most_waiting)
         try:
             self._file: TextIO = self.path.open("a", encoding="utf-8")
@@ -127,7 +131,7 @@ class DecisionLog:
         while (end := self._waiting.get()) is not None:
             # A full disk must not end the thread, nor fill the log of errors.
             try:
-                self._file.write(encode(row_of(end)) + "\n")
+                self._file.write(encode(row_of(end, self._run_name)) + "\n")
                 if self._waiting.empty():
                     self._file.flush()
             except Exception as error:
@@ -136,11 +140,12 @@ class DecisionLog:
                 self.lost += 1
 
 
-def row_of(end: RequestEnd) -> LogRow:
-    """The row of a request that has ended."""
+def row_of(end: RequestEnd, run: str) -> LogRow:
+    """The row of a request that has ended; `run` as in `LogRow`."""
     placement, request, decision = end.placement, end.placement.request, end.placement.decision
     arrival_s = placement.dispatch_s if request.arrival_s is None else request.arrival_s
     return LogRow(
+        run=run,
         id=request.id,
         arrival_s=arrival_s,
         prompt_tokens=request.prompt_tokens,

@@ -51,6 +51,17 @@ def no_garbage_of_others() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_decision_for_16_servers_with_200_requests_in_flight_takes_a_millisecond_at_most(streamed: bool) -> None:
-    """The best of three runs in CPU time, since the machine of a test does other things as well."""
-    assert min(np.percentile(decision_times(16, 200, 400, streamed=streamed), 99) for _ in range(3)) < 1e-3
+def test_the_median_decision_for_16_servers_with_200_requests_in_flight_takes_less_than_a_millisecond(
+    streamed: bool,
+) -> None:
+    """A guard against what would make it several times slower, in CPU time; it holds on a crowded machine too."""
+    assert np.median(decision_times(16, 200, 300, streamed=streamed)) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streamed", [True, False])
+def test_99_of_100_decisions_for_16_servers_with_200_requests_in_flight_take_a_millisecond_at_most(
+    streamed: bool,
+) -> None:
+    """The target itself. Needs a core to itself: neighbours on it double the CPU time of what they interrupt."""
+    assert min(np.percentile(decision_times(16, 200, 2000, streamed=streamed), 99) for _ in range(3)) < 1e-3

@@ -65,7 +65,11 @@ def test_rows_are_appended_in_the_order_of_the_ends(tmp_path: Path) -> None:
     [*_, last] = rows_of(path, 2)
     assert (last.id, last.outcome, last.output_tokens, last.ttft_s) == ("log 1", "aborted", None, None)
     assert (last.router_features, last.scores) == (None, None)
-    assert len(list(read_log(path))) == 502
+    rows = list(read_log(path))
+    assert len(rows) == 502
+    # Two runs, whose clocks have nothing to do with each other.
+    assert len({row.run for row in rows[:500]}) == len({row.run for row in rows[500:]}) == 1
+    assert rows[0].run < rows[-1].run
 
 
 def test_a_line_cut_off_by_a_crash_is_left_out_and_new_keys_are_too(tmp_path: Path) -> None:
