@@ -30,7 +30,7 @@ ALL, LLM_ROWS = "all", "llm"
 UNCOMPARABLE = (
     "The paper's own figures cannot be compared with these: unequal and equal buckets 73 and 65 % with the task, 9.3 "
     "and 5.5 % without (its slides; its text has 79.15 and 68.23, 5.5 and 9.3). They are of answers that Llama-2-7B "
-    "gave to 31,329 prompts, whose lengths are not published. Here the answers are of several other models and of data "
+    "gave to 31,329 prompts, whose lengths are not at hand. Here the answers are of several other models and of data "
     "sets, and shorter, so that nearly all are in the first of such wide buckets. And the paper has no baseline: 5.5 "
     "and 9.3 % are below what always naming the most common of so few buckets gives."
 )
