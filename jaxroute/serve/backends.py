@@ -139,11 +139,11 @@ class Backends:
     def failed(self, backend: Backend, reason: str) -> None:
         """A request failed by its fault."""
         self._telemetry.failures.labels(backend.name, reason).inc()
-        breaker = backend.breaker
+        breaker, before = backend.breaker, backend.breaker.state
         breaker.failed(asyncio.get_running_loop().time())
         backend.check_now.set()
         self._update(backend)
-        if breaker.state == "open":
+        if breaker.state == "open" and before != "open":
             LOG.warning(
                 "backend left alone", extra={"backend": backend.name, "reason": reason, "rest_s": breaker.rest_s}
             )

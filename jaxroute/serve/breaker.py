@@ -38,8 +38,9 @@ class Breaker:
         self._trying = self.state == "half-open"
 
     def succeeded(self) -> None:
-        """A request was answered."""
-        self.failures, self.state, self._trying = 0, "closed", False
+        """A request was answered; one that began before the breaker opened says nothing of what came later."""
+        if self.state != "open":
+            self.failures, self.state, self._trying = 0, "closed", False
 
     def failed(self, now_s: float) -> None:
         """A request failed by the backend's fault."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 from collections.abc import Callable
 
@@ -28,6 +29,9 @@ def run(read: Callable[[], ServeConfig]) -> None:
       InputError: the configuration, or what it names, is wrong.
     """
     config = read()
+    # A stream takes two sockets, and the usual limit is 1,024 files.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     uvloop.run(_serve(config, read))
 
 

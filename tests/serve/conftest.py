@@ -9,7 +9,7 @@ import logging
 import pytest
 import uvloop
 
-MOST_S = 30.0
+MOST_S, MOST_SLOW_S = 60.0, 300.0
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -17,7 +17,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
-    uvloop.run(asyncio.wait_for(pyfuncitem.obj(**arguments), MOST_S))
+    most_s = MOST_SLOW_S if pyfuncitem.get_closest_marker("slow") else MOST_S
+    uvloop.run(asyncio.wait_for(pyfuncitem.obj(**arguments), most_s))
     return True
 
 

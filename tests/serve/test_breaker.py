@@ -57,3 +57,10 @@ def test_health_needs_several_failures_or_one_refusal() -> None:
     assert not health.failed()
     assert health.passed()
     assert health.failed(refused=True)
+
+
+def test_an_answer_to_an_earlier_request_does_not_close_it() -> None:
+    breaker = Breaker(1, 30.0)
+    breaker.failed(0.0)
+    breaker.succeeded()
+    assert not breaker.may_try(0.1)
