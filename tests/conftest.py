@@ -1,6 +1,8 @@
 """Settings shared by all tests: two CPU devices, strict dtype and rank promotion, a persistent compile cache."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +17,20 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+MOST_MAPPINGS = 20_000
+"""Memory mappings beyond which compiled programs are dropped. Each takes some, and a process that has 65,530, which is
+Linux's limit, is aborted."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_mappings() -> Iterator[None]:
+    """Drops the compiled programs of earlier test files when they have become many; the cache on disk keeps them."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

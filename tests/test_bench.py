@@ -17,7 +17,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     import jax
 
     settings = (SMALL, dataclasses.replace(SMALL, records=True, scheduler="prefill-first"))
-    monkeypatch.setattr("jaxroute.commands.bench.QUICK", settings)
+    monkeypatch.setattr(bench, "QUICK", settings)
     yield
     jax.config.update("jax_enable_compilation_cache", True)
 

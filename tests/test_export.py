@@ -10,6 +10,7 @@ import pytest
 
 from jaxroute.cli import main
 from jaxroute.errors import InputError
+from jaxroute.observation import INSTANCE_FEATURES
 from jaxroute.policies.folder import digest, read_policy, write_policy
 from jaxroute.workload.prediction import DEFAULT_EDGES
 from trained import random_params, random_policy, random_scales
@@ -30,7 +31,7 @@ def test_parameters_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="policy made-up: hold_1/bias is no weight of this network"):
         random_policy(params=random_params("rich", (32, 32), 0), hidden=(32,))
     with pytest.raises(InputError, match=r"scales.instance_std holds a number that is not above 0"):
-        random_policy(scales=random_scales("rich", 0).replace(instance_std=jnp.zeros(13)))
+        random_policy(scales=random_scales("rich", 0).replace(instance_std=jnp.zeros(len(INSTANCE_FEATURES))))
     with pytest.raises(ValueError, match="buckets is 5, but requests are predicted in 7"):
         random_policy("paper", buckets=5)
 
@@ -43,7 +44,7 @@ def test_the_policy_of_a_run_is_copied_and_described(tmp_path: Path, capsys: pyt
     for name in ("policy.json", "policy.safetensors"):
         assert (out / name).read_bytes() == (tmp_path / "run" / "policy" / name).read_bytes()
     said = capsys.readouterr().out
-    assert "6 of the router, 13 of each instance" in said
+    assert f"6 of the router, {len(INSTANCE_FEATURES)} of each instance" in said
     assert f"{random_policy().parameters:,}" in said
     assert "training: steps" in said
     assert "1000" in said
