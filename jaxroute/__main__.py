@@ -1,0 +1,5 @@
+"""`python -m jaxroute` is `jaxroute`."""
+
+from jaxroute.cli import main
+
+main()
