@@ -131,7 +131,7 @@ async def measure(
 
 
 def show(times: dict[str, list[np.ndarray]], cpu_ms: dict[str, float]) -> None:
-    """A table of what each way takes, and of what it adds to the direct one: medians over the rounds, and their range."""
+    """A table of what each way takes and what it adds to the direct one: medians over the rounds, and their range."""
     table = Table(title="milliseconds; added: median over the rounds (least, most)")
     for column in ("way", "TTFT p50", "TTFT p99", "E2E p50", "added TTFT p50", "added TTFT p99", "CPU a request"):
         table.add_column(column, justify="left" if column == "way" else "right")
@@ -140,8 +140,7 @@ def show(times: dict[str, list[np.ndarray]], cpu_ms: dict[str, float]) -> None:
         whole = np.concatenate(parts) * 1e3
         added = 1e3 * np.asarray([np.percentile(a[:, 0], (50, 99)) - b for a, b in zip(parts, direct, strict=True)])
         cells = [f"{np.percentile(whole[:, 0], q):.2f}" for q in (50, 99)] + [f"{np.median(whole[:, 1]):.2f}"]
-        for column in added.T:
-            cells.append(f"{np.median(column):.2f} ({column.min():.2f}, {column.max():.2f})")
+        cells += [f"{np.median(column):.2f} ({column.min():.2f}, {column.max():.2f})" for column in added.T]
         table.add_row(name, *cells, f"{cpu_ms[name]:.2f}" if name in cpu_ms else "")
     Console(width=140).print(table)
 
