@@ -1,0 +1,1 @@
+"""Real servers as a load client sees them: streams, replays of routing decisions, the simulator beside them."""
