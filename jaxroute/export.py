@@ -56,9 +56,7 @@ def policy_file_of(
       ValueError: `buckets` is not the number of buckets that requests are predicted in.
       InputError: weights or scales that do not fit the features or the network, or are not finite.
     """
-    if encoding == "paper" and buckets != len(DEFAULT_EDGES):
-        raise ValueError(f"buckets is {buckets}, but requests are predicted in {len(DEFAULT_EDGES)}")
-    edges = DEFAULT_EDGES if encoding == "paper" else ()
+    edges = _edges(encoding, buckets)
     router_features, instance_features = feature_names(encoding, len(edges))
     policy = PolicyFile(
         name=name,
@@ -66,12 +64,7 @@ def policy_file_of(
         bucket_edges=edges,
         router_features=router_features,
         instance_features=instance_features,
-        scales=Scales(
-            router_mean=np.asarray(scales.global_mean),
-            router_std=np.asarray(scales.global_std),
-            instance_mean=np.asarray(scales.instance_mean),
-            instance_std=np.asarray(scales.instance_std),
-        ),
+        scales=_in_numpy(scales),
         network=NetworkShape(hidden=tuple(hidden), holds=holds),
         router_order=router_order,
         ageing=float(ageing),
@@ -81,9 +74,25 @@ def policy_file_of(
         training=cast("dict[str, object]", plain_json(training)),
         weights={path: np.asarray(array) for path, array in flatten_dict(params["params"], sep="/").items()},
     )
-    place = f"policy {name}"
-    check_policy(policy, place, place)
+    check_policy(policy, f"policy {name}", f"policy {name}")
     return policy
+
+
+def _edges(encoding: Encoding, buckets: int) -> tuple[int, ...]:
+    if encoding != "paper":
+        return ()
+    if buckets != len(DEFAULT_EDGES):
+        raise ValueError(f"buckets is {buckets}, but requests are predicted in {len(DEFAULT_EDGES)}")
+    return DEFAULT_EDGES
+
+
+def _in_numpy(scales: FeatureScales) -> Scales:
+    return Scales(
+        router_mean=np.asarray(scales.global_mean),
+        router_std=np.asarray(scales.global_std),
+        instance_mean=np.asarray(scales.instance_mean),
+        instance_std=np.asarray(scales.instance_std),
+    )
 
 
 def export(run: str | Path, out: str | Path) -> PolicyFile:

@@ -27,19 +27,29 @@ class Export:
     """Training run (or policy folder)."""
     out: Annotated[Path, tyro.conf.arg(metavar="POLICY")]
     """Policy folder to write; a policy that is there is replaced."""
+    stablehlo: bool = False
+    """Write POLICY.stablehlo as well, beside the folder: the policy as one program of `jax.export` for CPU and CUDA and
+    fleets of any size, and POLICY.stablehlo.json, which names its inputs and outputs."""
 
     def run(self) -> None:
         """Runs it."""
         from jaxroute.export import export
 
+        if self.stablehlo:
+            from jaxroute import stablehlo
+
+            stablehlo.check_replaceable(self.out)
         try:
             policy = export(self.source, self.out)
+            program = stablehlo.write_stablehlo(policy, self.out) if self.stablehlo else None
         except OSError as error:
             raise InputError(f"--out {self.out}: cannot be written ({error}); choose another folder") from error
         size = sum(path.stat().st_size for path in self.out.iterdir())
         console = table_console()
         console.print(_facts(policy, size))
         console.print(f"written to {self.out}")
+        if program is not None:
+            console.print(f"StableHLO for CPU and CUDA written to {program}")
 
 
 def _facts(policy: PolicyFile, size: int) -> Table:
