@@ -1,0 +1,226 @@
+"""The simulator beside real servers: decisions are simulated, replayed live at their times, and both runs compared."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import uvloop
+
+from jaxroute.candidates import Candidate, by_program
+from jaxroute.live.agreement import Difference, Preemptions, differences, noise_floor, preemptions_at
+from jaxroute.live.client import LiveError, open_session
+from jaxroute.live.cluster import LiveCluster
+from jaxroute.live.frontend import FrontEnd, measure_frontend
+from jaxroute.live.replay import Given, LiveRun, Progress, make_load, replay
+from jaxroute.live.server import read_counters, served_model
+from jaxroute.results import RunResult
+from jaxroute.simulate import Fleet, simulate
+from jaxroute.workload.prediction import Prediction
+from jaxroute.workload.table import RequestTable
+
+MOST_OVERRUN = 0.03
+"""Share of engine steps that may take longer than the profile says before a run counts for nothing."""
+
+SETTLE_S = 0.7
+"""From the last answer of a run until the servers' counters and traces have all of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Requests for one fleet.
+
+    Attributes:
+      scheduler, workload: names.
+      load: multiple of the fleet's capacity; None where a rate was given.
+      rate_per_s: mean requests per second.
+      fleet: the simulated servers, `frontend_ms` included.
+      table: the requests.
+      prediction: what the router is told of their output lengths.
+    """
+
+    scheduler: str
+    workload: str
+    load: float | None
+    rate_per_s: float
+    fleet: Fleet
+    table: RequestTable
+    prediction: Prediction
+
+    @property
+    def name(self) -> str:
+        """For folders and tables."""
+        speed = f"rate-{self.rate_per_s:.3g}" if self.load is None else f"load-{self.load:g}"
+        return f"{self.scheduler}-{self.table.name.rsplit('/', 1)[-1]}-{speed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One live run of given decisions.
+
+    Attributes:
+      run: the requests' records and the client's lateness.
+      preemptions: [I] at each server.
+      prefix_hits: prompt tokens that a server did not have to compute; the simulator computes all.
+      overrun_share: of the engine steps, that took longer than the profile says; None where nobody knows.
+      steps: engine steps; None likewise.
+    """
+
+    run: LiveRun
+    preemptions: tuple[int, ...]
+    prefix_hits: int
+    overrun_share: float | None
+    steps: int | None
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why the run is not valid; empty where it is."""
+        found = []
+        if self.overrun_share is not None and self.overrun_share >= MOST_OVERRUN:
+            found.append(f"{100 * self.overrun_share:.1f} % of the steps overran")
+        if self.run.is_late:
+            found.append(f"the client was late by {1e3 * np.percentile(self.run.late_s, 99):.1f} ms (p99)")
+        if self.prefix_hits:
+            found.append(f"{self.prefix_hits} tokens came from a prefix cache")
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One policy of one case: the simulated run, its live repeats, and how far apart they are.
+
+    Attributes:
+      case: the requests and the fleet.
+      simulated: the run whose decisions were replayed.
+      measured: the repeats.
+      differences: of each repeat, by quantity.
+      preemptions: of each repeat.
+      noise_percent: largest difference of any two repeats, by quantity and statistic; empty with one repeat.
+      noise_preemptions_percent: likewise; None with one repeat.
+    """
+
+    case: Case
+    simulated: RunResult
+    measured: tuple[Measured, ...]
+    differences: tuple[Mapping[str, Difference], ...]
+    preemptions: tuple[Preemptions, ...]
+    noise_percent: Mapping[str, Mapping[str, float]]
+    noise_preemptions_percent: float | None
+
+
+def measure_idle(cluster: LiveCluster, prompt_tokens: np.ndarray) -> FrontEnd:
+    """`frontend_ms` of a cluster that nobody else uses.
+
+    Raises:
+      LiveError: a server fails, or has something to do.
+    """
+
+    async def measure() -> FrontEnd:
+        async with open_session() as session:
+            for url in cluster.urls:
+                if busy := (await read_counters(session, url)).in_flight:
+                    raise LiveError(f"{url}: has {busy} requests of somebody else; measure on idle servers")
+            return await measure_frontend(session, cluster.urls, cluster.model, cluster.profile, prompt_tokens)
+
+    return uvloop.run(measure())
+
+
+def check_servers(urls: Sequence[str]) -> str:
+    """The model that all servers serve.
+
+    Raises:
+      LiveError: one cannot be reached, or serves another.
+    """
+
+    async def models() -> list[str]:
+        async with open_session() as session:
+            return [model.name for model in await asyncio.gather(*(served_model(session, url) for url in urls))]
+
+    names = uvloop.run(models())
+    for url, name in zip(urls, names, strict=True):
+        if name != names[0]:
+            raise LiveError(f"{url}: serves {name}, but {urls[0]} serves {names[0]}; give servers of one model")
+    return names[0]
+
+
+def simulate_case(case: Case, candidates: Sequence[Candidate], seed: int) -> dict[str, RunResult]:
+    """The simulated run of each policy, by name."""
+    results = {}
+    for fleet, group in by_program(case.fleet, candidates):
+        runs = simulate(fleet, case.table, case.prediction, [each.policy for each in group], seed=seed)
+        for candidate, run in zip(group, runs, strict=True):
+            results[candidate.name] = dataclasses.replace(run, policy=candidate.name)
+    return {candidate.name: results[candidate.name] for candidate in candidates}
+
+
+def measure(cluster: LiveCluster, simulated: RunResult, progress: Progress | None = None) -> Measured:
+    """Replays a simulated run's decisions on the servers: each request to its instance, at its time of dispatch.
+
+    Raises:
+      LiveError: a request failed.
+    """
+    records, urls = simulated.records, cluster.urls
+
+    async def run() -> tuple[LiveRun, list[int], int]:
+        load = make_load(simulated.table, cluster.model, records.dispatch_s)
+        async with open_session() as session:
+            before = [await read_counters(session, url) for url in urls]
+            made = await replay(session, urls, load, Given(records.instance), name=simulated.policy, progress=progress)
+            await asyncio.sleep(SETTLE_S)
+            after = [await read_counters(session, url) for url in urls]
+        preemptions = [b.preemptions - a.preemptions for a, b in zip(before, after, strict=True)]
+        return made, preemptions, sum(b.prefix_hits - a.prefix_hits for a, b in zip(before, after, strict=True))
+
+    made, preemptions, hits = uvloop.run(run())
+    start = made.origin + float(records.dispatch_s.min())
+    held = cluster.held_steps(start, made.origin + float(made.result.records.finish_s.max()))
+    return Measured(
+        run=made,
+        preemptions=tuple(preemptions),
+        prefix_hits=hits,
+        overrun_share=None if held is None else held.overrun_share,
+        steps=None if held is None else held.steps,
+    )
+
+
+def compare(case: Case, simulated: RunResult, measured: Sequence[Measured]) -> Comparison:
+    """How far the simulated run is from each of the live ones, and these from one another."""
+    live = [each.run.result for each in measured]
+    expected = preemptions_at(simulated)
+    preemptions = tuple(Preemptions(each.preemptions, expected) for each in measured)
+    totals = [sum(each.preemptions) for each in measured]
+    spread = 100 * (max(totals) - min(totals)) / max(1, min(totals))
+    return Comparison(
+        case=case,
+        simulated=simulated,
+        measured=tuple(measured),
+        differences=tuple(differences(simulated, each) for each in live),
+        preemptions=preemptions,
+        noise_percent=noise_floor(live),
+        noise_preemptions_percent=spread if len(live) > 1 else None,
+    )
+
+
+def run_case(
+    cluster: LiveCluster,
+    case: Case,
+    candidates: Sequence[Candidate],
+    *,
+    repeats: int,
+    seed: int,
+    progress: Callable[[str], Progress],
+) -> list[Comparison]:
+    """Simulates and measures every policy of a case; the repeats of the policies alternate.
+
+    Raises:
+      LiveError: a request failed.
+    """
+    simulated = simulate_case(case, candidates, seed)
+    measured: dict[str, list[Measured]] = {name: [] for name in simulated}
+    for repeat in range(repeats):
+        for name, result in simulated.items():
+            report = progress(f"{case.name} {name} {repeat + 1}/{repeats}")
+            measured[name].append(measure(cluster, result, report))
+    return [compare(case, simulated[name], runs) for name, runs in measured.items()]
