@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.data import Data
     from jaxroute.commands.evaluate import Evaluate
     from jaxroute.commands.export import Export
+    from jaxroute.commands.fidelity import Fidelity
     from jaxroute.commands.predictor import Predictor
     from jaxroute.commands.profiles import Profiles
     from jaxroute.commands.serve import Serve
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         "export": Export,
         "predictor": Predictor,
         "serve": Serve,
+        "fidelity": Fidelity,
         "bench": Bench,
         "data": Data,
         "profiles": Profiles,

@@ -15,7 +15,8 @@ from jaxroute.live.client import LiveError, open_session
 from jaxroute.live.cluster import LiveCluster
 from jaxroute.live.frontend import FrontEnd, measure_frontend
 from jaxroute.live.replay import Given, LiveRun, Progress, make_load, replay
-from jaxroute.live.server import read_counters, served_model
+from jaxroute.live.server import Counters, read_counters, served_model
+from jaxroute.profiles import StepProfile
 from jaxroute.results import RunResult
 from jaxroute.simulate import Fleet, simulate
 from jaxroute.workload.prediction import Prediction
@@ -127,22 +128,28 @@ def measure_idle(cluster: LiveCluster, prompt_tokens: np.ndarray) -> FrontEnd:
     return uvloop.run(measure())
 
 
-def check_servers(urls: Sequence[str]) -> str:
+def check_servers(urls: Sequence[str], profile: StepProfile) -> str:
     """The model that all servers serve.
 
     Raises:
-      LiveError: one cannot be reached, or serves another.
+      LiveError: one cannot be reached, serves another model, or has another KV cache than the profile says.
     """
 
-    async def models() -> list[str]:
+    async def facts() -> list[tuple[str, Counters]]:
         async with open_session() as session:
-            return [model.name for model in await asyncio.gather(*(served_model(session, url) for url in urls))]
+            return [((await served_model(session, url)).name, await read_counters(session, url)) for url in urls]
 
-    names = uvloop.run(models())
-    for url, name in zip(urls, names, strict=True):
-        if name != names[0]:
-            raise LiveError(f"{url}: serves {name}, but {urls[0]} serves {names[0]}; give servers of one model")
-    return names[0]
+    found = uvloop.run(facts())
+    for url, (name, counters) in zip(urls, found, strict=True):
+        if name != found[0][0]:
+            raise LiveError(f"{url}: serves {name}, but {urls[0]} serves {found[0][0]}; give servers of one model")
+        size = (counters.kv_blocks, counters.block_size)
+        if None not in size and size != (profile.kv_blocks, profile.block_size):
+            raise LiveError(
+                f"{url}: has {size[0]} KV blocks of {size[1]} tokens, profile {profile.name} {profile.kv_blocks} of "
+                f"{profile.block_size}; give the server's own profile, see jaxroute profile"
+            )
+    return found[0][0]
 
 
 def simulate_case(case: Case, candidates: Sequence[Candidate], seed: int) -> dict[str, RunResult]:

@@ -169,14 +169,18 @@ def _noise(comparison: Comparison) -> dict[str, object]:
 
 
 def write_fidelity(
-    folder: Path, servers: Sequence[Servers], comparisons: Sequence[Comparison], settings: Mapping[str, object]
+    folder: Path,
+    servers: Sequence[Servers],
+    comparisons: Sequence[Comparison],
+    new: Sequence[Comparison],
+    settings: Mapping[str, object],
 ) -> None:
-    """Writes `fidelity.json`, and for each case and policy the requests of every run and a picture.
+    """Writes `fidelity.json` of all, and for each new case and policy the requests of every run and a picture.
 
     Raises:
       OSError: the folder cannot be written.
     """
-    for each in comparisons:
+    for each in new:
         own = folder / each.case.name
         own.mkdir(parents=True, exist_ok=True)
         name = each.simulated.policy
