@@ -7,6 +7,7 @@ import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from jaxroute.profiles import StepProfile, load_profile
 from jaxroute.serve.breaker import Breaker, Health
@@ -28,6 +29,13 @@ class Gate(Protocol):
         """Opens or closes a backend."""
 
 
+class Wait(Protocol):
+    """Something that is waited for."""
+
+    def give_up(self) -> None:
+        """Whoever waits for it waits no longer."""
+
+
 class Backend:
     """One server.
 
@@ -39,7 +47,8 @@ class Backend:
       health, breaker: its state.
       is_open: what the brain was told last.
       check_now: set where there is reason to look after it before the next check is due.
-      waits: time limits of the requests there that have seen nothing yet; moved to now when it goes down.
+      host: as requests there name it.
+      waits: what requests there that have seen nothing yet wait for; given up when it goes down.
     """
 
     def __init__(self, config: BackendConfig, profile: StepProfile, watching: Watching) -> None:
@@ -50,7 +59,8 @@ class Backend:
         self.breaker = Breaker(watching.breaker_failures, watching.breaker_s)
         self.is_open = False
         self.check_now = asyncio.Event()
-        self.waits: set[asyncio.Timeout] = set()
+        self.host = urlsplit(config.url).netloc
+        self.waits: set[Wait] = set()
 
     @property
     def name(self) -> str:
@@ -163,7 +173,7 @@ class Backends:
             LOG.warning("backend down", extra={"backend": backend.name, "reason": reason})
             self._update(backend)
             for wait in list(backend.waits):
-                wait.reschedule(asyncio.get_running_loop().time())
+                wait.give_up()
 
     def _may_open(self, backend: Backend) -> bool:
         return backend.health.up and backend.breaker.may_try(asyncio.get_running_loop().time())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import aiohttp
 from aiohttp import web
 
 from jaxroute.serve.sse import Counter, Events, error_event
@@ -53,27 +52,25 @@ class Relay:
         try:
             await self._write(response, None)
             piece = answer.body
-            while piece:
+            while piece and not upstream.at_end:
                 if whole := events.feed(piece):
                     await self._write(response, whole)
-                piece = await upstream.content.readany()
-            if rest := events.rest():
-                await self._write(response, rest)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            upstream.close()
+                piece = await upstream.read()
+            # Its last bytes and its end in one go.
+            await self._write(response, events.feed(piece) + events.rest(), last=True)
+        except (TimeoutError, OSError) as error:
             stalled = isinstance(error, TimeoutError)
             code = "backend_stalled" if stalled else "backend_lost"
             text = "the backend went silent" if stalled else "the connection to the backend was lost"
-            await self._write(response, error_event(f"{text}; the answer is not complete", code), count=False)
-            await self._end(response)
+            event = error_event(f"{text}; the answer is not complete", code)
+            await self._write(response, event, count=False, last=True)
             raise CutError(code) from error
-        except BaseException:
+        finally:
             upstream.close()
-            raise
-        upstream.release()
-        await self._end(response)
 
-    async def _write(self, response: web.StreamResponse, data: bytes | None, *, count: bool = True) -> None:
+    async def _write(
+        self, response: web.StreamResponse, data: bytes | None, *, count: bool = True, last: bool = False
+    ) -> None:
         """Writes, or where there is no data, sends the headers."""
         try:
             if data is None:
@@ -82,20 +79,15 @@ class Relay:
             transport = self._request.transport
             if transport is None:
                 raise ClientGoneError
+            write = response.write_eof if last else response.write
             if transport.get_write_buffer_size() > UNREAD_BYTES:
                 async with asyncio.timeout(self._write_s):
-                    await response.write(data)
+                    await write(data)
             else:
-                await response.write(data)
+                await write(data)
         except (OSError, TimeoutError) as error:
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise ClientGoneError from error
         if count and (tokens := self.counter.see(data)):
             self._tokens(tokens)
-
-    async def _end(self, response: web.StreamResponse) -> None:
-        try:
-            await response.write_eof()
-        except OSError as error:
-            raise ClientGoneError from error

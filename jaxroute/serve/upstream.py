@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from types import SimpleNamespace
 
-import aiohttp
 from multidict import CIMultiDict
-from yarl import URL
 
 from jaxroute.serve.backends import Backend
 from jaxroute.serve.config import Limits, Timeouts
-
-KEEP_ALIVE_S = 4.0
-"""That an idle connection is kept: vLLM closes its own after 5 s."""
+from jaxroute.serve.connection import Connection, ConnectionLostError, GivenUpError, SilentError
+from jaxroute.serve.pool import Place, Pool
 
 BUSY = frozenset((429, 503))
 FAULTY = frozenset((500, 502, 503, 504))
 """Statuses that count against a backend; with 429 those by which another one is tried."""
 
 EVENT_STREAM = "text/event-stream"
+
+WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
+"""Methods whose request says how long its body is even where it has none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Answer:
     status: int
     headers: CIMultiDict[str]
     body: bytes
-    stream: aiohttp.ClientResponse | None = None
+    stream: Stream | None = None
 
 
 class BackendError(Exception):
@@ -75,22 +73,41 @@ class BackendError(Exception):
         return self.reason not in ("http-429", "too-large")
 
 
+class Stream:
+    """The rest of a streamed answer; whoever has it must close it."""
+
+    def __init__(self, connection: Connection, place: Place, pool: Pool) -> None:
+        self._connection, self._place, self._pool = connection, place, pool
+
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing more comes."""
+        return self._connection.at_end
+
+    async def read(self) -> bytes:
+        """What has come since, nothing at the end.
+
+        Raises:
+          OSError: the connection was lost.
+          TimeoutError: the backend went silent.
+        """
+        return await self._connection.read()
+
+    def close(self) -> None:
+        """Gives the connection back where the answer is at its end, closes it where not."""
+        self._pool.give(self._place, self._connection)
+
+
 class Upstream:
-    """Pooled connections to all backends."""
+    """Connections to all backends."""
 
     def __init__(self, timeouts: Timeouts, limits: Limits) -> None:
-        self._limits = limits
-        tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_note_reuse)
-        self._pooled = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S), [tracing])
-        self._fresh = _session(aiohttp.TCPConnector(limit=0, force_close=True), [])
-        self._whole_s = aiohttp.ClientTimeout(sock_connect=timeouts.connect_s, sock_read=timeouts.answer_s)
-        self._stream_s = aiohttp.ClientTimeout(sock_connect=timeouts.connect_s, sock_read=timeouts.stream_s)
+        self._timeouts, self._limits = timeouts, limits
+        self._pool = Pool(timeouts.connect_s)
 
     async def close(self) -> None:
-        """Closes all connections."""
-        await self._pooled.close()
-        await self._fresh.close()
+        """Closes all connections that are idle."""
+        self._pool.close()
 
     async def start(self, backend: Backend, call: Call) -> Answer:
         """Sends a request and waits for the first bytes of its answer; of one that is no stream, for all of it.
@@ -101,75 +118,72 @@ class Upstream:
         Raises:
           BackendError: the backend failed, and nothing of its answer has been seen by anybody.
         """
-        trace = SimpleNamespace(reused=False)
+        place = backend.config.url, backend.tls
+        head = _head(backend, call)
+        connection = await self._connect(place)
+        reused = connection.used > 0
         try:
-            async with asyncio.timeout(None) as wait:
-                backend.waits.add(wait)
-                try:
-                    return await self._start(self._pooled, backend, call, trace)
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                    if not trace.reused or isinstance(error, aiohttp.ClientConnectorError):
-                        raise
-                    return await self._start(self._fresh, backend, call, trace)
-                finally:
-                    backend.waits.discard(wait)
-        except aiohttp.ClientConnectorError as error:
-            raise BackendError("connect") from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise BackendError("connect") from error
-        except TimeoutError as error:
-            raise BackendError("down" if wait.expired() else "timeout") from error
-        except (aiohttp.ClientError, OSError) as error:
+            return await self._try(connection, place, backend, call, head)
+        except ConnectionLostError as error:
+            if not (reused and connection.untouched):
+                raise BackendError("closed") from error
+        try:
+            return await self._try(await self._connect(place, fresh=True), place, backend, call, head)
+        except ConnectionLostError as error:
             raise BackendError("closed") from error
 
-    async def _start(
-        self, session: aiohttp.ClientSession, backend: Backend, call: Call, trace: SimpleNamespace
-    ) -> Answer:
-        headers = call.headers
-        if backend.key is not None:
-            headers = headers.copy()
-            headers["Authorization"] = f"Bearer {backend.key}"
-        response = await session.request(
-            call.method,
-            URL(backend.config.url + call.target, encoded=True),
-            data=call.body if call.body or call.method == "POST" else None,
-            headers=headers,
-            skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
-            allow_redirects=False,
-            ssl=backend.tls,
-            timeout=self._stream_s if call.streamed else self._whole_s,
-            trace_request_ctx=trace,
-        )
-        keep = False
+    async def _connect(self, place: Place, *, fresh: bool = False) -> Connection:
         try:
-            answer = await self._beginning(response)
-            if answer.status in FAULTY or answer.status in BUSY:
-                raise BackendError(f"http-{answer.status}", answer)
-            keep = answer.stream is not None
-            return answer
+            return await self._pool.take(place, fresh=fresh)
+        except (OSError, TimeoutError) as error:
+            raise BackendError("connect") from error
+
+    async def _try(self, connection: Connection, place: Place, backend: Backend, call: Call, head: bytes) -> Answer:
+        timeouts, keep = self._timeouts, False
+        silence_s = timeouts.stream_s if call.streamed else timeouts.answer_s
+        backend.waits.add(connection)
+        try:
+            connection.send(head, call.body, silence_s, no_body=call.method == "HEAD")
+            await connection.begin()
+            status, headers = connection.status, connection.headers
+            if status == 200 and headers.get("Content-Type", "").lower().startswith(EVENT_STREAM):
+                first = await connection.read()
+                keep = True
+                return Answer(status, headers, first, Stream(connection, place, self._pool))
+            answer = Answer(status, headers, await self._whole(connection))
+        except SilentError as error:
+            raise BackendError("timeout") from error
+        except GivenUpError as error:
+            raise BackendError("down") from error
         finally:
+            backend.waits.discard(connection)
             if not keep:
-                # Back to the pool if it has been read to its end, closed if not.
-                response.release() if response.content.at_eof() else response.close()
+                self._pool.give(place, connection)
+        if status in FAULTY or status in BUSY:
+            raise BackendError(f"http-{status}", answer)
+        return answer
 
-    async def _beginning(self, response: aiohttp.ClientResponse) -> Answer:
-        headers = CIMultiDict(response.headers)
-        if response.status == 200 and response.headers.get("Content-Type", "").lower().startswith(EVENT_STREAM):
-            first = await response.content.readany()
-            return Answer(response.status, headers, first, response)
-        body = bytearray()
-        async for piece in response.content.iter_any():
-            body += piece
-            if len(body) > self._limits.answer_bytes:
+    async def _whole(self, connection: Connection) -> bytes:
+        pieces, size = [], 0
+        while piece := await connection.read():
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._limits.answer_bytes:
                 raise BackendError("too-large")
-        return Answer(response.status, headers, bytes(body))
+        return b"".join(pieces)
 
 
-def _session(connector: aiohttp.TCPConnector, tracing: list[aiohttp.TraceConfig]) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, trace_configs=tracing
-    )
-
-
-async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
-    context.trace_request_ctx.reused = True
+def _head(backend: Backend, call: Call) -> bytes:
+    """First line and headers of a request."""
+    headers = call.headers
+    lines = [f"{call.method} {call.target} HTTP/1.1", f"Host: {backend.host}"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() != "authorization"]
+    key = f"Bearer {backend.key}" if backend.key is not None else headers.get("Authorization")
+    if key is not None:
+        lines.append(f"Authorization: {key}")
+    if call.body or call.method in WITH_BODY:
+        lines.append(f"Content-Length: {len(call.body)}")
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or call.target.count(" "):
+        raise ValueError("a line break within a header")
+    return f"{text}\r\n\r\n".encode("utf-8", "surrogateescape")
