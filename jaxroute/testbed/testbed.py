@@ -22,8 +22,8 @@ from jaxroute.testbed.vllm_command import engine_command, engine_environment, fi
 
 POLL_S = 0.2
 WARM_UP_TOKENS = (256, 16)
-"""Prompt and output tokens of the two requests that every engine serves before it counts as started: the first steps of a
-process take long."""
+"""Prompt and output tokens of the two requests that every engine serves before it counts as started: the first steps of
+a process take long."""
 
 
 class Testbed:
@@ -63,7 +63,7 @@ class Testbed:
         """Starts the engines.
 
         Raises:
-          InputError: vLLM is not installed, a port is taken, the folder cannot be written, an engine died or was too slow.
+          InputError: vLLM is not installed, a port is taken, the folder cannot be written, an engine dies or is late.
         """
         venv = find_venv(self.config.venv)
         ports = take_ports(self.config.instances, self.config.base_port)
@@ -121,8 +121,8 @@ class Testbed:
             left = [engine for engine in left if not engine.is_healthy()]
             if left and time.monotonic() > deadline:
                 raise InputError(
-                    f"the engine at {left[0].url} was not ready within {self.config.start_timeout_s:g} s; see its log in "
-                    f"{self.folder}, and give it more time or the machine less to do"
+                    f"the engine at {left[0].url} was not ready within {self.config.start_timeout_s:g} s; see its log "
+                    f"in {self.folder}, and give it more time or the machine less to do"
                 )
             time.sleep(POLL_S if left else 0)
 

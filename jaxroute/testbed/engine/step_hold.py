@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 MOST_CARRIED_S = 0.01
-"""Lateness that the steps after it make up for. Late wake-ups of 0.1 ms would otherwise add up over a request's hundreds
-of steps; a stall of the whole machine is left as it is, else the steps after it would be shorter than any real ones."""
+"""Lateness that the steps after it make up for. Late wake-ups of 0.1 ms would otherwise add up over hundreds of steps;
+a stall of the whole machine is left as it is, else the steps after it would be shorter than any real ones."""
 
 FLUSH_S = 0.5
 
@@ -124,7 +124,7 @@ class TraceWriter:
     """Writes a row of `COLUMNS` for every step, into the file at the latest with the first step `FLUSH_S` later."""
 
     def __init__(self, path: str | Path) -> None:
-        self._file: TextIO = Path(path).open("w", buffering=1 << 16, encoding="utf-8")
+        self._file: TextIO = Path(path).open("w", buffering=1 << 16, encoding="utf-8")  # noqa: SIM115
         self._file.write(",".join(COLUMNS) + "\n")
         self._file.flush()
         self._flushed_s = 0.0
