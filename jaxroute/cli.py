@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.export import Export
     from jaxroute.commands.fidelity import Fidelity
     from jaxroute.commands.predictor import Predictor
+    from jaxroute.commands.profile import Profile
     from jaxroute.commands.profiles import Profiles
     from jaxroute.commands.serve import Serve
     from jaxroute.commands.simulate import Simulate
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         "bench": Bench,
         "data": Data,
         "profiles": Profiles,
+        "profile": Profile,
     }
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="jaxroute", description="Request routing for LLM serving, simulated in JAX.", args=arguments

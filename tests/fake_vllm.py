@@ -176,7 +176,9 @@ class FakeVllm:
         body = json.loads(raw)
         chat = request.path.endswith("chat/completions")
         text = json.dumps(body["messages"]) if chat else str(body["prompt"])
-        asked = Running(max(1, len(text) // 4), int(body.get("max_tokens") or 16), asyncio.Queue())
+        ids = None if chat or not isinstance(body["prompt"], list) else body["prompt"]
+        tokens = max(1, len(text) // 4) if ids is None else len(ids)
+        asked = Running(tokens, int(body.get("max_tokens") or 16), asyncio.Queue())
         self.engine.add(asked)
         self.counts["prompt"] += asked.prompt_tokens
         try:

@@ -1,0 +1,213 @@
+"""Measured steps -> the nine coefficients: a robust relative least-squares fit, and what it cannot tell apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import least_squares, nnls
+
+from jaxroute.errors import InputError
+from jaxroute.profiles import COEFFICIENTS
+from jaxroute.profiling.steps import DECODE, MIXED, PREFILL, REGIMES, Step, features, times_ms
+
+SOFT = 0.02
+"""Relative error beyond which a step counts linearly, not squared."""
+
+FEWEST = 20
+"""Distinct steps without which nine coefficients are not fitted."""
+
+UNCERTAIN = 0.5
+"""Standard error, relative to the coefficient, from which on it counts as not identified."""
+
+ENTANGLED = 0.95
+"""Correlation of two coefficients' errors from which on only their combination is known."""
+
+_LINEAR = ("d", "e", "f", "x", "u", "v")
+"""Coefficients of the features after the first, in their order."""
+
+Coefficients = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Coefficients and how well each is known.
+
+    Attributes:
+      coefficients_ms: the nine.
+      standard_error_ms: of each; infinite where no step depends on it.
+      remarks: what the measurements do not tell, a line each.
+    """
+
+    coefficients_ms: Coefficients
+    standard_error_ms: Coefficients
+    remarks: tuple[str, ...]
+
+
+def step_times(coefficients: Coefficients, steps: Sequence[Step]) -> np.ndarray:
+    """[steps] float64, the model's step times, milliseconds."""
+    return _times(np.asarray([coefficients[name] for name in COEFFICIENTS]), features(steps))
+
+
+def typical_steps(steps: Sequence[Step]) -> list[Step]:
+    """One step for all that computed the same in the same scene (contexts that grow by a token each aside).
+
+    Its time is the median, which a late wake-up here or there does not move.
+    """
+    alike: dict[tuple[object, ...], list[Step]] = defaultdict(list)
+    for step in steps:
+        alike[step.part, step.scene, step.kind, step.prefills, step.decoding].append(step)
+    return [_typical(group) for group in alike.values()]
+
+
+def noise(steps: Sequence[Step]) -> float:
+    """Median over the kinds of decode steps of their relative median deviation, that of a single step."""
+    alike: dict[tuple[object, ...], list[float]] = defaultdict(list)
+    for step in steps:
+        if step.kind == DECODE:
+            alike[step.scene, step.decoding].append(step.ms)
+    spreads = [
+        float(np.median(np.abs(np.asarray(times) / np.median(times) - 1))) for times in alike.values() if len(times) > 3
+    ]
+    return float(np.median(spreads)) if spreads else 0.0
+
+
+def fit_coefficients(steps: Sequence[Step]) -> Fit:
+    """Fits the nine coefficients, all >= 0, to the steps' times in relative terms.
+
+    For a given number of tokens N* at which the maximum changes over, everything else is linear: each of some N* is
+    solved so (non-negative least squares), and the best of them start a robust fit of all nine at once.
+
+    Args:
+      steps: measured ones; those that computed the same count once.
+
+    Raises:
+      InputError: too few distinct steps, or none of a regime.
+    """
+    steps = typical_steps(steps)
+    kinds = {step.kind for step in steps}
+    missing = [kind for kind in REGIMES if kind not in kinds]
+    if missing or len(steps) < FEWEST:
+        what = f"no {' and no '.join(missing)} step" if missing else f"only {len(steps)} distinct steps"
+        raise InputError(f"{what} measured, too little for nine coefficients; measure again with --budget full")
+    table, measured = features(steps), times_ms(steps)
+    # Regimes count alike, however many steps there are of each.
+    counts = {kind: sum(step.kind == kind for step in steps) for kind in REGIMES}
+    weights = np.sqrt([len(steps) / (len(REGIMES) * counts[step.kind]) for step in steps])
+    scale = _typical_sizes(table, measured)
+
+    def residuals(scaled: np.ndarray) -> np.ndarray:
+        return weights * (_times(scaled * scale, table) / measured - 1)
+
+    starts = sorted((_from_knee(knee, table, measured, weights) for knee in _knees(table)), key=lambda pair: pair[0])
+    results = [
+        least_squares(residuals, start / scale, bounds=(0, np.inf), loss="soft_l1", f_scale=SOFT, x_scale=1.0)
+        for _, start in starts[:4]
+    ]
+    best = min(results, key=lambda result: result.cost)
+    values = _tidy(best.x * scale, table)
+    return _known(values, table, measured, weights)
+
+
+def _typical(group: Sequence[Step]) -> Step:
+    contexts = float(np.mean([step.context_tokens for step in group]))
+    return dataclasses.replace(group[0], context_tokens=contexts, ms=float(np.median(times_ms(group))))
+
+
+def _times(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    W, h, g, *linear = values
+    return np.maximum(W, h + g * table[:, 0]) + table[:, 1:] @ np.asarray(linear)
+
+
+def _typical_sizes(table: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """[9] a size of each coefficient at which its term would be the whole of a typical step."""
+    whole = float(np.median(measured))
+    terms = np.concatenate([table[:, :1], table[:, 1:]], axis=1)
+    largest = np.maximum(terms.max(axis=0), 1)
+    per_feature = measured.max() / largest
+    return np.concatenate([[whole, whole], per_feature])
+
+
+def _knees(table: np.ndarray) -> np.ndarray:
+    """Numbers of tokens N* at which h + g*N may overtake W; 0: it always does."""
+    distinct = np.unique(table[:, 0])
+    return np.concatenate([[0.0], distinct[distinct <= np.quantile(distinct, 0.7)]])
+
+
+def _from_knee(knee: float, table: np.ndarray, measured: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """(Residual, [9] coefficients) of W + g*max(0, N - N*) and the linear terms."""
+    beyond = np.maximum(table[:, 0] - knee, 0)
+    design = np.column_stack([np.ones(len(table)), beyond, table[:, 1:]]) * (weights / measured)[:, None]
+    size = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
+    solution, residual = nnls(design / size, weights)
+    level, g, *linear = solution / size
+    h = max(0.0, level - g * knee)
+    return float(residual), np.asarray([level, h, g, *linear])
+
+
+def _tidy(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """W is lowered to where it begins to matter, where it never did."""
+    W, h, g = values[:3]
+    if h + g * table[:, 0].min() >= W:
+        values = values.copy()
+        values[0] = h + g
+    return values
+
+
+def _known(values: np.ndarray, table: np.ndarray, measured: np.ndarray, weights: np.ndarray) -> Fit:
+    """The fit with standard errors from its Jacobian, robustly weighted."""
+    flat = values[1] + values[2] * table[:, 0] < values[0]
+    columns = [flat, ~flat, np.where(flat, 0, table[:, 0]), *table[:, 1:].T]
+    relative = _times(values, table) / measured - 1
+    robust = weights / (1 + (weights * relative / SOFT) ** 2) ** 0.25
+    jacobian = np.column_stack(columns) * (robust / measured)[:, None]
+    size = np.linalg.norm(jacobian, axis=0)
+    seen = size > 0
+    normal = (jacobian[:, seen] / size[seen]).T @ (jacobian[:, seen] / size[seen])
+    spread = float(np.sum((robust * relative) ** 2)) / max(1, len(measured) - int(seen.sum()))
+    covariance = np.linalg.pinv(normal, hermitian=True, rcond=1e-12) * spread
+    errors = np.full(len(COEFFICIENTS), np.inf)
+    errors[seen] = np.sqrt(np.diag(covariance)) / size[seen]
+    return Fit(
+        coefficients_ms=dict(zip(COEFFICIENTS, map(float, values), strict=True)),
+        standard_error_ms=dict(zip(COEFFICIENTS, map(float, errors), strict=True)),
+        remarks=_remarks(values, errors, seen, covariance),
+    )
+
+
+def _remarks(values: np.ndarray, errors: np.ndarray, seen: np.ndarray, covariance: np.ndarray) -> tuple[str, ...]:
+    remarks = []
+    for name, value, error in zip(COEFFICIENTS, values, errors, strict=True):
+        if not np.isfinite(error):
+            remarks.append(f"{name} is not identifiable: no measured step depends on it{_why(name)}")
+        elif value > 0 and error > UNCERTAIN * value:
+            remarks.append(f"{name} = {value:.3g} is uncertain by {error:.2g}")
+    names = [name for name, is_seen in zip(COEFFICIENTS, seen, strict=True) if is_seen]
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    correlation = covariance / np.outer(deviation, deviation)
+    for first in range(len(names)):
+        for second in range(first):
+            if abs(correlation[first, second]) > ENTANGLED:
+                sign = "sum" if correlation[first, second] < 0 else "difference"
+                remarks.append(f"of {names[second]} and {names[first]} the {sign} is known better than either")
+    return tuple(remarks)
+
+
+def _why(name: str) -> str:
+    whys = {
+        "W": "; h + g*N exceeds it from the first token on, so that it is set to h + g",
+        "x": "; no prompt was computed in several steps, as with whole prompts",
+        "h": "; W exceeds h + g*N in every step",
+    }
+    return whys.get(name, "")
+
+
+def errors_percent(coefficients: Coefficients, steps: Sequence[Step]) -> dict[str, np.ndarray]:
+    """Absolute relative errors of the model by regime, percent; steps that computed the same count once."""
+    found = {}
+    for kind in (PREFILL, DECODE, MIXED):
+        group = typical_steps([step for step in steps if step.kind == kind])
+        found[kind] = 100 * np.abs(step_times(coefficients, group) / times_ms(group) - 1) if group else np.empty(0)
+    return found
