@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jaxroute.estimate import float32
+
 if TYPE_CHECKING:
     from jaxroute.types import RouterView
 
@@ -64,7 +66,7 @@ def mixing_reward(
       xp: `numpy` or `jax.numpy`.
     """
     impact = prompt_impact(prompt_tokens=prompt_tokens, tokens_in_flight=tokens_in_flight, grad1=grad1, square=square)
-    prompt_reward = xp.where(impact <= epsilon_s, 1.0, 1.0 - impact / epsilon_s)
+    prompt_reward = 1 - impact / epsilon_s * float32(impact > epsilon_s, xp)
     decode_reward = -grad2 * (tokens_in_flight + prompt_tokens + output_tokens)
     return alpha * prompt_reward + (1 - alpha) * decode_reward
 
@@ -72,9 +74,9 @@ def mixing_reward(
 def head_mixing_rewards(view: RouterView, xp: Any, *, square: bool = True) -> Array:
     """[I] float32, r_mixing of sending the head of the router queue to each instance."""
     return mixing_reward(
-        prompt_tokens=_float(view.head_prompt_tokens, xp),
-        output_tokens=_float(view.head_predicted_tokens, xp),
-        tokens_in_flight=_float(view.in_flight_tokens, xp),
+        prompt_tokens=float32(view.head_prompt_tokens, xp),
+        output_tokens=float32(view.head_predicted_tokens, xp),
+        tokens_in_flight=float32(view.in_flight_tokens, xp),
         grad1=view.profile.grad1,
         grad2=view.profile.grad2,
         square=square,
@@ -94,7 +96,3 @@ def mixing_penalty(view: RouterView, action: Array, xp: Any, *, square: bool = T
 def guidance_weight(episode: Array, xp: Any, decay: float = GUIDANCE_DECAY) -> Array:
     """w_k = exp(-decay * k) of the workload-guided variant; k is the training progress in the paper's episodes."""
     return xp.exp(-decay * episode)
-
-
-def _float(values: Array, xp: Any) -> Array:
-    return xp.asarray(values, xp.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from jaxroute.estimate import added_latency_s, decode_step_s, slowdown
+from jaxroute.estimate import added_latency_s, decode_step_s, float32, joined_step_s, slowdown
 from jaxroute.impact import head_mixing_rewards
 
 if TYPE_CHECKING:
@@ -89,45 +89,46 @@ def instance_features(view: RouterView, xp: Any) -> Array:
       xp: `jax.numpy` or `numpy`.
     """
     profile = view.profile
-    capacity, most_seqs = _float(view.kv_tokens, xp), _float(profile.max_num_seqs, xp)
-    in_flight, tokens = _float(view.in_flight, xp), _float(view.in_flight_tokens, xp)
-    left, prompt = _float(view.predicted_tokens_left, xp), _float(view.head_prompt_tokens, xp)
-    output = _float(view.head_predicted_tokens, xp)
+    capacity, most_seqs = float32(view.kv_tokens, xp), float32(profile.max_num_seqs, xp)
+    in_flight, tokens = float32(view.in_flight, xp), float32(view.in_flight_tokens, xp)
+    left, prompt = float32(view.predicted_tokens_left, xp), float32(view.head_prompt_tokens, xp)
+    output = float32(view.head_predicted_tokens, xp)
     step = profile.step
-    with_head = (tokens + prompt) / capacity
+    with_head, joined_s = (tokens + prompt) / capacity, joined_step_s(view, xp)
     columns = (
         in_flight / most_seqs,
         tokens / capacity,
         with_head,
         left / capacity,
         (tokens + left + prompt + output) / capacity,
-        xp.log1p(_float(view.awaiting_first, xp)),
-        step.g * _float(view.awaiting_prompt_tokens, xp),
+        xp.log1p(float32(view.awaiting_first, xp)),
+        step.g * float32(view.awaiting_prompt_tokens, xp),
         10 * decode_step_s(step, in_flight, tokens, xp),
         _signed_log(head_mixing_rewards(view, xp), xp),
-        xp.log1p(added_latency_s(view, xp)),
-        xp.maximum(with_head, slowdown(step, in_flight + 1, tokens + prompt, xp) / CROWDED),
+        xp.log1p(added_latency_s(view, joined_s, xp)),
+        xp.maximum(with_head, slowdown(step, joined_s, xp) / CROWDED),
         xp.maximum(with_head - FULL_CACHE, 0),
-        _float(view.scraped_running, xp) / most_seqs,
-        xp.log1p(_float(view.scraped_waiting, xp)) / 4,
-        _float(view.scraped_kv_usage, xp),
-        _float(view.full, xp),
+        float32(view.scraped_running, xp) / most_seqs,
+        xp.log1p(float32(view.scraped_waiting, xp)) / 4,
+        float32(view.scraped_kv_usage, xp),
+        float32(view.full, xp),
     )
-    return xp.stack(columns, axis=-1)
+    # In NumPy a third of the time of `stack`.
+    return xp.array(columns).T
 
 
 def global_features(view: RouterView, xp: Any) -> Array:
     """[G] float32, the columns `GLOBAL_FEATURES`; arguments as in `instance_features`."""
-    length = _float(view.queue_length, xp)
+    length = float32(view.queue_length, xp)
     values = (
         xp.log1p(length) / 4,
-        _float(length > 0, xp),
-        _float(view.head_prompt_tokens, xp) / 1000,
-        _float(view.head_predicted_tokens, xp) / 500,
-        xp.log1p(xp.maximum(_float(view.head_wait, xp), 0)),
-        _float(view.scraped_age, xp),
+        float32(length > 0, xp),
+        float32(view.head_prompt_tokens, xp) / 1000,
+        float32(view.head_predicted_tokens, xp) / 500,
+        xp.log1p(xp.maximum(float32(view.head_wait, xp), 0)),
+        float32(view.scraped_age, xp),
     )
-    return xp.stack(values)
+    return xp.array(values)
 
 
 def action_mask(view: RouterView, xp: Any) -> Array:
@@ -169,7 +170,7 @@ def count_columns(encoding: Encoding, buckets: int = 0) -> int:
 def flat(observed: Observed, xp: Any) -> Array:
     """[G + I * F + I + 1] float32: router features, instance rows, action mask."""
     rows = observed.instances.reshape(-1)
-    return xp.concatenate([observed.router, rows, _float(observed.mask, xp)])
+    return xp.concatenate([observed.router, rows, float32(observed.mask, xp)])
 
 
 def unflatten(observation: Array, encoding: Encoding, instances: int) -> Observed:
@@ -203,9 +204,9 @@ def paper_global_features(view: RouterView, xp: Any) -> Array:
     """[3] float32, the columns `PAPER_GLOBAL_FEATURES`: w_q, p_t, d_t."""
     return xp.stack(
         [
-            xp.minimum(_float(view.queue_length, xp), LONGEST_QUEUE) / LONGEST_QUEUE,
-            _float(view.head_prompt_tokens, xp) / 1000,
-            _float(view.head_predicted_bucket, xp) / _buckets(view),
+            xp.minimum(float32(view.queue_length, xp), LONGEST_QUEUE) / LONGEST_QUEUE,
+            float32(view.head_prompt_tokens, xp) / 1000,
+            float32(view.head_predicted_bucket, xp) / _buckets(view),
         ]
     )
 
@@ -217,15 +218,15 @@ def paper_instance_features(view: RouterView, xp: Any) -> Array:
     as in the paper.
     """
     _buckets(view)
-    tokens = _float(view.in_flight_tokens, xp)
-    decode_s = decode_step_s(view.profile.step, _float(view.in_flight, xp), tokens, xp)
-    free = xp.round(1 - tokens / _float(view.kv_tokens, xp), 2)
-    earliest = xp.round(_float(view.least_predicted_left, xp) * decode_s, 2)
-    seqs = _float(view.profile.max_num_seqs, xp)[:, None]
+    tokens = float32(view.in_flight_tokens, xp)
+    decode_s = decode_step_s(view.profile.step, float32(view.in_flight, xp), tokens, xp)
+    free = xp.round(1 - tokens / float32(view.kv_tokens, xp), 2)
+    earliest = xp.round(float32(view.least_predicted_left, xp) * decode_s, 2)
+    seqs = float32(view.profile.max_num_seqs, xp)[:, None]
     return xp.concatenate(
         [
-            _float(view.awaiting_by_bucket, xp) / seqs,
-            _float(view.streaming_by_bucket, xp) / seqs,
+            float32(view.awaiting_by_bucket, xp) / seqs,
+            float32(view.streaming_by_bucket, xp) / seqs,
             free[:, None],
             earliest[:, None],
         ],
@@ -242,7 +243,3 @@ def _buckets(view: RouterView) -> int:
     if view.awaiting_by_bucket is None or view.streaming_by_bucket is None:
         raise ValueError("the paper's state needs counts by bucket: set ClusterConfig.buckets")
     return int(view.awaiting_by_bucket.shape[-1])
-
-
-def _float(values: Array, xp: Any) -> Array:
-    return xp.asarray(values, xp.float32)

@@ -205,7 +205,7 @@ class Brain:
                 is_open=load.is_open,
                 in_flight=load.in_flight,
                 in_flight_tokens=load.in_flight_tokens,
-                outstanding_tokens=load.awaiting_prompt_tokens + load.predicted_tokens_left,
+                outstanding_tokens=load.outstanding_tokens,
                 kv_tokens=load.kv_tokens,
                 signal_age_s=now - load.scraped_at,
             )
@@ -218,32 +218,35 @@ class Brain:
     def _place(self, head: Waiting, now: float) -> Placement | None:
         """Where the head of the queue goes; None to hold it."""
         started = time.perf_counter()
-        view = self.tracker.view(now, head.request, len(self._queue), head.exclude)
-        kept = ~view.full
-        names = [load.server.name for load in self.tracker.loads]
-        if not kept.all():
-            names = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
-            if not names:
-                self.counts["at-limit"] += 1
-                return None
-            view = rows(view, kept)
-        choice = NO_POLICY if self._judge is None else self._judge.choose(view)
+        fleet, exclude = self.tracker.loads, head.exclude
+        loads = [each for each in fleet if each.is_open and not each.is_at_limit and each.server.name not in exclude]
+        if not loads:
+            self.counts["at-limit"] += 1
+            return None
+        names = tuple([load.server.name for load in loads])
+        choice = NO_POLICY
+        if self._judge is not None:
+            view = self.tracker.view(now, head.request, len(self._queue), exclude)
+            choice = self._judge.choose(view if len(loads) == len(fleet) else rows(view, ~view.full))
         action = None if self.settings.shadow else choice.action
-        if action == len(names):
+        if action == len(loads):
             self.counts["held"] += 1
             return None
-        backend = names[HEURISTICS[self._heuristic](view) if action is None else action]
+        by_policy = action is not None
+        if action is None:
+            action = HEURISTICS[self._heuristic](loads, self.tracker.dispatched)
         decision = Decision(
-            decided_by=self._heuristic if action is None else POLICY,
+            decided_by=POLICY if by_policy else self._heuristic,
             fallback=choice.fallback,
             shadow=_shadow(choice.action, names) if self.settings.shadow else None,
-            names=tuple(names),
+            names=names,
             router_features=choice.router_features,
             instance_features=choice.instance_features,
             scores=choice.scores,
-            signal_age_s=float(view.signal_age_s.max()),
+            signal_age_s=now - min([load.scraped_at for load in loads]),
             decision_s=time.perf_counter() - started,
         )
+        backend = names[action]
         placement = Placement(head.request, backend, now, decision)
         self._dispatch(placement)
         return placement

@@ -84,6 +84,11 @@ class ServerLoad:
         return self.metrics.kv_tokens or self.server.profile.kv_tokens
 
     @property
+    def outstanding_tokens(self) -> int:
+        """Prompt tokens without a first token, and predicted output tokens left."""
+        return self.awaiting_prompt_tokens + self.predicted_tokens_left
+
+    @property
     def is_at_limit(self) -> bool:
         """Whether it has as many requests as the router may send it."""
         return self.server.max_in_flight is not None and self.in_flight >= self.server.max_in_flight

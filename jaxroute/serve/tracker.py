@@ -149,7 +149,7 @@ class Tracker:
                 )
                 for load in loads
             ],
-            np.int64,
+            np.float32,
         ).reshape(-1, 9)
         full = [not load.is_open or load.is_at_limit or load.server.name in exclude for load in loads]
         ages = [now - load.scraped_at for load in loads]
