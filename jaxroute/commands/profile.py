@@ -159,7 +159,7 @@ def _show(result: Result, console: Console) -> None:
     for error in result.errors:
         table.add_row(error.regime, str(error.steps), f"{error.median_percent:.1f} %", f"{error.p90_percent:.1f} %")
     console.print(table)
-    console.print(f"decode steps that compute the same differ by {result.noise:.1%} (median deviation)")
+    console.print(f"decode steps that compute the same differ by {result.noise:.1%} (standard deviation, robust)")
     for remark in fit.remarks:
         console.print(f"note: {remark}")
     for warning in result.warnings:

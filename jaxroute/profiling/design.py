@@ -112,8 +112,8 @@ class _Effort:
 
 
 _EFFORTS: dict[str, _Effort] = {
-    "quick": _Effort(2, (0, 2), (1,), 1, 2, 12, 2500.0),
-    "full": _Effort(1, (0, 1, 2, 3), (0, 1, 2), 2, 3, 18, 6000.0),
+    "quick": _Effort(2, (0, 2), (1,), 1, 4, 12, 2500.0),
+    "full": _Effort(1, (0, 1, 2, 3), (0, 1, 2), 2, 6, 18, 6000.0),
 }
 
 
@@ -142,7 +142,7 @@ def make_plan(limits: Limits, pace: Pace, budget: Budget, seed: int = 0) -> Plan
         (HOLDOUT, HOLDOUT_TOKENS, HOLDOUT_GROUPS, HOLDOUT_CUT),
     ):
         whole = _whole_injections(limits, blocker, lengths, groups, effort.every, at_most=part == FIT)
-        items += _prompts(part, whole, effort.repeats if part == FIT else 2)
+        items += _prompts(part, whole, effort.repeats)
         injections = whole + _cut_injections(limits, blocker, cuts)
         items += _scenes(part, injections, limits, pace, effort, rng)
     # What is judged by is spread over the run, as the rest is.

@@ -13,8 +13,11 @@ from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS
 from jaxroute.profiling.steps import DECODE, MIXED, PREFILL, REGIMES, Step, features, times_ms
 
-SOFT = 0.02
-"""Relative error beyond which a step counts linearly, not squared."""
+MODEL_ERROR = 0.02
+"""Relative error of a step time that the form itself is taken to have; beyond it and the clock's, steps count less."""
+
+SOFT = 2.0
+"""Multiple of a step's expected error beyond which it counts linearly, not squared."""
 
 FEWEST = 20
 """Distinct steps without which nine coefficients are not fitted."""
@@ -29,6 +32,11 @@ _LINEAR = ("d", "e", "f", "x", "u", "v")
 """Coefficients of the features after the first, in their order."""
 
 Coefficients = dict[str, float]
+
+NORMAL_SPREAD = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
+
+_Key = tuple[object, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +64,24 @@ def typical_steps(steps: Sequence[Step]) -> list[Step]:
 
     Its time is the median, which a late wake-up here or there does not move.
     """
-    alike: dict[tuple[object, ...], list[Step]] = defaultdict(list)
+    return [_typical(group) for group in _alike(steps).values()]
+
+
+def jitter_ms(steps: Sequence[Step]) -> float:
+    """Standard deviation of a single step's time, from decode steps that computed the same."""
+    spreads = []
+    for group in _alike([step for step in steps if step.kind == DECODE]).values():
+        times = times_ms(group)
+        if len(times) > 3:
+            spreads.append(NORMAL_SPREAD * float(np.median(np.abs(times - np.median(times)))))
+    return float(np.median(spreads)) if spreads else 0.0
+
+
+def _alike(steps: Sequence[Step]) -> dict[_Key, list[Step]]:
+    alike: dict[_Key, list[Step]] = defaultdict(list)
     for step in steps:
         alike[step.part, step.scene, step.kind, step.prefills, step.decoding].append(step)
-    return [_typical(group) for group in alike.values()]
-
-
-def noise(steps: Sequence[Step]) -> float:
-    """Median over the kinds of decode steps of their relative median deviation, that of a single step."""
-    alike: dict[tuple[object, ...], list[float]] = defaultdict(list)
-    for step in steps:
-        if step.kind == DECODE:
-            alike[step.scene, step.decoding].append(step.ms)
-    spreads = [
-        float(np.median(np.abs(np.asarray(times) / np.median(times) - 1))) for times in alike.values() if len(times) > 3
-    ]
-    return float(np.median(spreads)) if spreads else 0.0
+    return alike
 
 
 def fit_coefficients(steps: Sequence[Step]) -> Fit:
@@ -86,6 +96,8 @@ def fit_coefficients(steps: Sequence[Step]) -> Fit:
     Raises:
       InputError: too few distinct steps, or none of a regime.
     """
+    counts = [len(group) for group in _alike(steps).values()]
+    jitter = jitter_ms(steps)
     steps = typical_steps(steps)
     kinds = {step.kind for step in steps}
     missing = [kind for kind in REGIMES if kind not in kinds]
@@ -93,22 +105,21 @@ def fit_coefficients(steps: Sequence[Step]) -> Fit:
         what = f"no {' and no '.join(missing)} step" if missing else f"only {len(steps)} distinct steps"
         raise InputError(f"{what} measured, too little for nine coefficients; measure again with --budget full")
     table, measured = features(steps), times_ms(steps)
-    # Regimes count alike, however many steps there are of each.
-    counts = {kind: sum(step.kind == kind for step in steps) for kind in REGIMES}
-    weights = np.sqrt([len(steps) / (len(REGIMES) * counts[step.kind]) for step in steps])
+    # A clock is off by so many milliseconds, whatever the step takes; the form is off by some of it.
+    expected = np.hypot(MODEL_ERROR * measured, jitter / np.sqrt(counts))
     scale = _typical_sizes(table, measured)
 
     def residuals(scaled: np.ndarray) -> np.ndarray:
-        return weights * (_times(scaled * scale, table) / measured - 1)
+        return (_times(scaled * scale, table) - measured) / expected
 
-    starts = sorted((_from_knee(knee, table, measured, weights) for knee in _knees(table)), key=lambda pair: pair[0])
+    starts = sorted((_from_knee(knee, table, measured, expected) for knee in _knees(table)), key=lambda pair: pair[0])
     results = [
         least_squares(residuals, start / scale, bounds=(0, np.inf), loss="soft_l1", f_scale=SOFT, x_scale=1.0)
         for _, start in starts[:4]
     ]
     best = min(results, key=lambda result: result.cost)
     values = _tidy(best.x * scale, table)
-    return _known(values, table, measured, weights)
+    return _known(values, table, measured, expected)
 
 
 def _typical(group: Sequence[Step]) -> Step:
@@ -136,12 +147,12 @@ def _knees(table: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], distinct[distinct <= np.quantile(distinct, 0.7)]])
 
 
-def _from_knee(knee: float, table: np.ndarray, measured: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+def _from_knee(knee: float, table: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> tuple[float, np.ndarray]:
     """(Residual, [9] coefficients) of W + g*max(0, N - N*) and the linear terms."""
     beyond = np.maximum(table[:, 0] - knee, 0)
-    design = np.column_stack([np.ones(len(table)), beyond, table[:, 1:]]) * (weights / measured)[:, None]
+    design = np.column_stack([np.ones(len(table)), beyond, table[:, 1:]]) / expected[:, None]
     size = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
-    solution, residual = nnls(design / size, weights)
+    solution, residual = nnls(design / size, measured / expected)
     level, g, *linear = solution / size
     h = max(0.0, level - g * knee)
     return float(residual), np.asarray([level, h, g, *linear])
@@ -156,17 +167,17 @@ def _tidy(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     return values
 
 
-def _known(values: np.ndarray, table: np.ndarray, measured: np.ndarray, weights: np.ndarray) -> Fit:
+def _known(values: np.ndarray, table: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> Fit:
     """The fit with standard errors from its Jacobian, robustly weighted."""
     flat = values[1] + values[2] * table[:, 0] < values[0]
     columns = [flat, ~flat, np.where(flat, 0, table[:, 0]), *table[:, 1:].T]
-    relative = _times(values, table) / measured - 1
-    robust = weights / (1 + (weights * relative / SOFT) ** 2) ** 0.25
-    jacobian = np.column_stack(columns) * (robust / measured)[:, None]
+    residual = (_times(values, table) - measured) / expected
+    robust = (1 + (residual / SOFT) ** 2) ** -0.25
+    jacobian = np.column_stack(columns) * (robust / expected)[:, None]
     size = np.linalg.norm(jacobian, axis=0)
     seen = size > 0
     normal = (jacobian[:, seen] / size[seen]).T @ (jacobian[:, seen] / size[seen])
-    spread = float(np.sum((robust * relative) ** 2)) / max(1, len(measured) - int(seen.sum()))
+    spread = float(np.sum((robust * residual) ** 2)) / max(1, len(measured) - int(seen.sum()))
     covariance = np.linalg.pinv(normal, hermitian=True, rcond=1e-12) * spread
     errors = np.full(len(COEFFICIENTS), np.inf)
     errors[seen] = np.sqrt(np.diag(covariance)) / size[seen]

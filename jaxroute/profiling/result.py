@@ -12,9 +12,9 @@ import numpy as np
 from jaxroute.errors import InputError
 from jaxroute.output import atomic_path
 from jaxroute.profiles import StepProfile
-from jaxroute.profiling.fit import Fit, errors_percent, fit_coefficients, noise, step_times
+from jaxroute.profiling.fit import Fit, errors_percent, fit_coefficients, jitter_ms, step_times
 from jaxroute.profiling.run import Facts
-from jaxroute.profiling.steps import FIT, HOLDOUT, TTFT, Step, times_ms
+from jaxroute.profiling.steps import DECODE, FIT, HOLDOUT, TTFT, Step, times_ms
 
 NOISY = 0.05
 """Relative deviation of single decode steps from which on the server counts as noisy."""
@@ -73,7 +73,8 @@ def make_result(
         for regime, each in found.items()
         if len(each)
     )
-    spread = noise(steps)
+    decodes = [step.ms for step in steps if step.kind == DECODE]
+    spread = jitter_ms(steps) / float(np.median(decodes))
     said = list(warnings)
     if spread > NOISY:
         said.append(f"decode steps that compute the same differ by {spread:.0%}: the server or this machine is busy")
