@@ -176,6 +176,9 @@ class Proxy:
         if (request.content_length or 0) > limit:
             return error(413, f"the body is larger than {limit} bytes", "body_too_large", close=True)
         try:
+            if request.content.is_eof():
+                # It came with the headers.
+                return await request.read()
             async with asyncio.timeout(self._timeouts.body_s):
                 return await request.read()
         except web.HTTPRequestEntityTooLarge:
