@@ -165,7 +165,13 @@ class LiveOptions(FleetOptions):
     def _testbed(self, profile: StepProfile, scheduler: str) -> TestbedConfig:
         from jaxroute.testbed import TestbedConfig
 
-        return TestbedConfig(profile=profile, instances=self.instances, scheduler=scheduler, slow_down=self.slow_down)
+        return TestbedConfig(
+            profile=profile,
+            instances=self.instances,
+            scheduler=scheduler,
+            slow_down=self.slow_down,
+            folder=self.out / f"testbed-{scheduler}",
+        )
 
     def _draws(self, name: str, fleet: Fleet) -> Draws:
         from jaxroute.workload.draws import Draws

@@ -151,6 +151,7 @@ def _rows(comparison: Comparison) -> list[dict[str, object]]:
             "faults": run.faults,
             "overrun_share": run.overrun_share,
             "steps": run.steps,
+            "origin_s": run.run.origin,
             "late_p99_ms": 1e3 * float(np.percentile(run.run.late_s, 99)),
             **{name: dataclasses.asdict(comparison.differences[number][name]) for name in QUANTITIES},
             "preemptions": {

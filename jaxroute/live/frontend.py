@@ -69,10 +69,11 @@ async def measure_frontend(
 
 
 def _gap_ms(answer: Completion) -> float:
-    return 1e3 * (answer.e2e_s - answer.ttft_s) / (TOKENS - 1)
+    # The first token takes longer than the others to come out.
+    return 1e3 * float(answer.token_s[-1] - answer.token_s[1]) / (TOKENS - 2)
 
 
 def _decode_ms(profile: StepProfile, prompt_tokens: int) -> float:
-    """Mean of the decode steps that follow a prompt alone."""
-    steps = [profile.step_ms([], [prompt_tokens + number]) for number in range(1, TOKENS)]
+    """Mean of the decode steps that follow a prompt alone, from the second on."""
+    steps = [profile.step_ms([], [prompt_tokens + number]) for number in range(2, TOKENS)]
     return float(np.mean(steps))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ LEAD_S = 0.1
 
 LATE_P99_S = 0.002
 """99th percentile of the lateness above which the client could not keep up."""
+
+PRIORITY = 2
+"""In the real-time class: above the testbed's engines, whose work in hand would delay a request."""
 
 Progress = Callable[[int, int], None]
 """Called with the requests finished so far and all of them."""
@@ -171,7 +175,7 @@ async def replay(
         if progress is not None:
             progress(finished, len(table))
 
-    with _no_collection():
+    with _no_collection(), _punctual():
         origin = time.perf_counter() + LEAD_S - float(load.due_s.min())
         try:
             async with asyncio.TaskGroup() as group:
@@ -227,6 +231,21 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def _punctual() -> Iterator[None]:
+    """Runs this thread in the real-time class; where that is not permitted, as it was."""
+    try:
+        before = os.sched_getscheduler(0), os.sched_getparam(0)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
+    except (OSError, AttributeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
 
 
 def _first(group: BaseExceptionGroup[LiveError]) -> LiveError:
