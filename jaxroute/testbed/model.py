@@ -39,20 +39,17 @@ CONFIG = {
 KV_BYTES = 2 * 64 * 2
 """Of one token: key and value, 64 numbers of two bytes each."""
 
+CHAT_TEMPLATE = (
+    f"{{% for message in messages %}}{TURN}{{{{ message['role'] }}}}\n{{{{ message['content'] }}}}{END}{{% endfor %}}"
+    f"{{% if add_generation_prompt %}}{TURN}assistant\n{{% endif %}}"
+)
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": END,
     "bos_token": TURN,
     "model_max_length": LONGEST,
     "clean_up_tokenization_spaces": False,
-    "chat_template": (
-        "{% for message in messages %}"
-        + TURN
-        + "{{ message['role'] }}\n{{ message['content'] }}"
-        + END
-        + "{% endfor %}"
-        "{% if add_generation_prompt %}" + TURN + "assistant\n{% endif %}"
-    ),
+    "chat_template": CHAT_TEMPLATE,
 }
 TEXT_FILES = 250
 """Files of the standard library that the tokenizer is trained on."""

@@ -16,6 +16,7 @@ from jaxroute.errors import InputError, first_line
 from jaxroute.output import atomic_path
 from jaxroute.testbed.config import TestbedConfig, emulated_profile
 from jaxroute.testbed.model import NAME, model_folder
+from jaxroute.testbed.priority import favoured
 from jaxroute.testbed.processes import STOP_S, Engine, take_ports
 from jaxroute.testbed.trace import StepTrace, read_trace
 from jaxroute.testbed.vllm_command import engine_command, engine_environment, find_venv
@@ -33,8 +34,9 @@ class Testbed:
             client(testbed.urls, testbed.model)
             print([trace.overrun_share for trace in testbed.steps()])
 
-    Where the system permits it, the engines run at a higher priority than other processes and their step loops in the
-    real-time class: held steps need a punctual awakening. Enter it in a thread that lives as long as the testbed does.
+    Where the system permits it, the engines and this process, which is taken for their client, run at a higher priority
+    than others, and the engines' step loops in a real-time class: held steps need a punctual awakening. Enter it in a
+    thread that lives as long as the testbed does.
 
     Attributes:
       config: what it was asked to be.
@@ -70,6 +72,7 @@ class Testbed:
         model = model_folder()
         with self._resources:
             self.folder = self._make_folder()
+            self._resources.enter_context(favoured())
             self._start(venv, model, ports)
             self._wait_until_healthy()
             self._warm_up()

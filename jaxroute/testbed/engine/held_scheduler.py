@@ -6,7 +6,6 @@ scheduling (as on CPU), where a step is scheduled only after the last one's toke
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -21,6 +20,10 @@ COEFFICIENTS, TRACE = "JAXROUTE_STEP_MS", "JAXROUTE_TRACE"
 
 PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29
 
+WORKING, WAKING = 1, 2
+"""Real-time priorities of the engine's thread: one that wakes to let tokens go and schedule its next step comes before
+another's model, which has the whole step to run in."""
+
 
 class HeldScheduler(Scheduler):
     """Holds every step that computes something to its step time, and lets its tokens go only then."""
@@ -33,7 +36,7 @@ class HeldScheduler(Scheduler):
         self._work = StepWork(0, 0, 0, 0, 0)
         self._preempted = 0
         self._counts = (0, 0, 0, 0)
-        _prepare_thread()
+        self._is_realtime = _prepare_thread()
 
     def schedule(self, *arguments: Any, **options: Any) -> Any:
         """Schedules as vLLM does, and notes what the step computes."""
@@ -45,11 +48,13 @@ class HeldScheduler(Scheduler):
         self._work = work_of((new, each.num_computed_tokens - new, each.num_tokens) for each, new in scheduled)
         running, waiting = self.get_request_counts()
         self._counts = (waiting, running, self._preempted, self.kv_cache_manager.block_pool.get_num_free_blocks())
+        self._set_priority(WORKING)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Waits until the step is to end, then takes in its tokens as vLLM does."""
         work = self._work
+        self._set_priority(WAKING)
         held = self._clock.hold(step_ms(self._coefficients, work)) if work.prefill_tokens + work.decode_seqs else None
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if held is not None:
@@ -59,18 +64,29 @@ class HeldScheduler(Scheduler):
             self._trace.flush()
         return outputs
 
+    def _set_priority(self, priority: int) -> None:
+        if self._is_realtime:
+            try:
+                os.sched_setparam(0, os.sched_param(priority))
+            except OSError:
+                self._is_realtime = False
+
     def _preempt_request(self, *arguments: Any, **options: Any) -> None:
         self._preempted += 1
         super()._preempt_request(*arguments, **options)
 
 
-def _prepare_thread() -> None:
+def _prepare_thread() -> bool:
     """Makes the engine's thread wake when it is to, and its process end with the API server that started it.
 
-    Where the system does not permit a real-time class, the niceness that the process has stays.
+    Returns:
+      Whether it is in a real-time class; where the system does not permit that, its niceness stays.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(WAKING))
+    except OSError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 NICENESS = -10
+AUTOGROUP = "/proc/self/autogroup"
 
 
 def main(parent: int, command: list[str]) -> None:
@@ -25,7 +26,7 @@ def main(parent: int, command: list[str]) -> None:
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
+        Path(AUTOGROUP).write_text(str(NICENESS))
     os.execv(command[0], command)
 
 
