@@ -52,9 +52,10 @@ def later(
     short, long = remainder < 0, remainder >= dt.seconds
     whole = whole - short.astype(jnp.float32) + long.astype(jnp.float32)
     offset, rest = _less_intervals(total, small, whole, dt)
-    # A hair below the start of an interval is on it.
+    # A hair below the start of an interval is on it; the derivative is that of the sum all the same.
     rest = jnp.where(offset < 0, 0, rest)
-    return Time(step=time.step + whole.astype(jnp.int32), offset=jnp.maximum(offset, 0)), rest
+    offset = offset - jax.lax.stop_gradient(jnp.minimum(offset, 0))
+    return Time(step=time.step + whole.astype(jnp.int32), offset=offset), rest
 
 
 def seconds_between(start: Time, end: Time, dt: Interval) -> jax.Array:

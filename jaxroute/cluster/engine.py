@@ -80,7 +80,7 @@ def advance(
     Returns:
       The instance at the end of the interval, and its engine steps where records are kept.
     """
-    log = _empty_log(config.max_steps_per_interval) if config.records else None
+    log = _empty_log(config) if config.records else None
     Carry = tuple[jax.Array, EngineState, StepLog | None]
 
     def wanted(carry: Carry) -> jax.Array:
@@ -117,29 +117,42 @@ def engine_step(
     the log.
     """
     ends = state.step.busy & (state.step.end.step <= now)
-    start = clock.select(ends, state.step.end, clock.at_step(now))
+    start = clock.select(ends, state.step.end, _border(config, workload, state, now))
     start_rest = jnp.where(ends, state.step.end_rest, 0)
-    state = _finish(params, workload, state, ends, dt)
+    log = _log_end(log, row, ends, state.step.end)
+    in_progress, finished_early_s = state.step, state.finished_early_s
+    if config.fixed_steps:
+        # The clock carries derivatives; to the loops over requests, which reverse mode cannot go through, it is constant.
+        state = jax.lax.stop_gradient(state)
+    finished_before = state.finished
+    state = end_step(params, workload, state, ends, dt)
+    finishes = (state.finished - finished_before).astype(jnp.float32)
     starts = ~state.step.busy & ~state.stuck & ((state.running > 0) | (state.queue.count > 0))
-    state, step, work, preempted = _schedule(config, params, workload, state, start, starts)
+    state, step, work, preempted = _schedule(config, params, workload, state, jax.lax.stop_gradient(start), starts)
     duration, duration_rest = step_time(params, work)
     end, end_rest = clock.later(start, start_rest, duration, duration_rest, dt)
     step = step.replace(end=end, end_rest=end_rest)
+    in_progress = in_progress.replace(busy=in_progress.busy & ~ends)
     state = state.replace(
-        step=jax.tree.map(lambda new, old: jnp.where(step.busy, new, old), step, state.step),
+        step=jax.tree.map(lambda new, old: jnp.where(step.busy, new, old), step, in_progress),
+        finished_early_s=finished_early_s + finishes * (dt.seconds - in_progress.end.offset),
         stuck=state.stuck | (starts & ~step.busy),
     )
     return state, _log_step(log, row, start, duration, step.busy, work, preempted)
 
 
-def _finish(
-    params: InstanceParams, workload: Workload, state: EngineState, ends: jax.Array, dt: Interval
-) -> EngineState:
-    """Ends the step in progress, where `ends`, and adds up how early in the interval requests finished."""
-    finished_before, offset = state.finished, state.step.end.offset
-    state = end_step(params, workload, state, ends, dt)
-    finishes = (state.finished - finished_before).astype(jnp.float32)
-    return state.replace(finished_early_s=state.finished_early_s + finishes * (dt.seconds - offset))
+def _border(config: ClusterConfig, workload: Workload, state: EngineState, now: jax.Array) -> Time:
+    """The start of interval `now`, when an idle instance starts.
+
+    Its derivative is that of the arrival which it starts for, as if the router acted at once and not at the next
+    multiple of dt; that of a request that the router held is 0.
+    """
+    border = clock.at_step(now)
+    if not config.fixed_steps:
+        return border
+    opener = state.queue.request[state.queue.head]
+    arrival = jnp.where(workload.visible_step[opener] == now, workload.arrival.offset[opener], 0)
+    return border.replace(offset=border.offset + (arrival - jax.lax.stop_gradient(arrival)))
 
 
 def _schedule(
@@ -257,14 +270,23 @@ def _compute_running(
     return state, completed
 
 
-def _empty_log(rows: int) -> StepLog:
+def _empty_log(config: ClusterConfig) -> StepLog:
+    rows = config.max_steps_per_interval
     return StepLog(
         start_offset=jnp.zeros(rows, jnp.float32),
         duration=jnp.zeros(rows, jnp.float32),
         prefill_tokens=jnp.zeros(rows, jnp.int32),
         decode_seqs=jnp.zeros(rows, jnp.int32),
         preemptions=jnp.zeros(rows, jnp.int32),
+        ended_offset=jnp.full(rows, -1, jnp.float32) if config.fixed_steps else None,
     )
+
+
+def _log_end(log: StepLog | None, row: jax.Array, ends: jax.Array, end: Time) -> StepLog | None:
+    if log is None or log.ended_offset is None:
+        return log
+    target = jnp.where(ends, row, log.ended_offset.shape[0])
+    return log.replace(ended_offset=log.ended_offset.at[target].set(end.offset, mode="drop"))
 
 
 def _log_step(
@@ -279,11 +301,13 @@ def _log_step(
     if log is None:
         return None
     target = jnp.where(runs, row, log.duration.shape[0])
-    entry = StepLog(
-        start_offset=start.offset,
-        duration=duration,
-        prefill_tokens=work.prefill_tokens,
-        decode_seqs=work.decode_seqs,
-        preemptions=preemptions,
+    entry = {
+        "start_offset": start.offset,
+        "duration": duration,
+        "prefill_tokens": work.prefill_tokens,
+        "decode_seqs": work.decode_seqs,
+        "preemptions": preemptions,
+    }
+    return log.replace(
+        **{name: getattr(log, name).at[target].set(value, mode="drop") for name, value in entry.items()}
     )
-    return jax.tree.map(lambda rows, value: rows.at[target].set(value, mode="drop"), log, entry)

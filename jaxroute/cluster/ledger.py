@@ -1,6 +1,7 @@
 """Per-request records, kept by the instance that serves the request.
 
 The stamps of running requests live by slot and are stored by request when the request leaves its slot.
+They are constants to the derivative (see `jaxroute.gradients`).
 """
 
 from __future__ import annotations

@@ -220,6 +220,8 @@ class StepLog(struct.PyTreeNode):
       prefill_tokens: [K] int32.
       decode_seqs: [K] int32.
       preemptions: [K] int32.
+      ended_offset: [K] float32, end of the step that ended before each of them, seconds since the start of the
+        interval, -1 where none did; it carries derivatives, and there is None where no `fixed_steps` are run.
     """
 
     start_offset: jax.Array
@@ -227,6 +229,7 @@ class StepLog(struct.PyTreeNode):
     prefill_tokens: jax.Array
     decode_seqs: jax.Array
     preemptions: jax.Array
+    ended_offset: jax.Array | None
 
 
 class Scrape(struct.PyTreeNode):
