@@ -43,9 +43,9 @@ class Evaluate(FleetOptions):
     folder or training run, or module:object, an importable policy or what makes one; +spf after a name puts the
     router's queue in shortest-predicted order. Round robin is added if missing."""
     workloads: str
-    """Workloads, with commas: five-task, synthetic sets (see `jaxroute data`), or trace files. A generated one is drawn
-    anew for each seed; of a trace, each seed takes the requests from a random one on, the beginning after the end, and
-    stretches them to the load's rate."""
+    """Workloads, with commas: five-task, synthetic sets (see `jaxroute data`), trace files, or decision logs of
+    `jaxroute serve`. A generated one is drawn anew for each seed; of a file, each seed takes the requests from a random
+    one on, the beginning after the end, and stretches them to the load's rate."""
     out: Path
     """Folder to write to."""
     loads: str = "0.7,1.0"

@@ -35,13 +35,13 @@ class Simulate(FleetOptions):
     """
 
     workload: str
-    """five-task, a synthetic set (see `jaxroute data`), or a trace file."""
+    """five-task, a synthetic set (see `jaxroute data`), a trace file, or a decision log of `jaxroute serve`."""
     out: Path
     """Folder to write to."""
     policy: str = "all"
     """Policies, with commas: names of heuristics (all: every one), default (the trained one that is shipped), a policy
-    folder or training run, or module:object; NAME+spf: shortest predicted output first at the router; assigned:FILE.csv
-    replays given decisions."""
+    folder or training run, or module:object; NAME+spf: shortest predicted output first at the router; assigned:FILE
+    replays given decisions: of a CSV, or of a decision log on its own requests."""
     instances: int = 4
     """I, servers in the fleet."""
     rate: float | None = None

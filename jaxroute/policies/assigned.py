@@ -15,6 +15,11 @@ from jaxroute.errors import InputError
 from jaxroute.policies.protocol import PolicyState
 from jaxroute.types import RouterView
 from jaxroute.workload.table import RequestTable
+from jaxroute.workload.text_file import GZIP_MAGIC, read_lines
+from jaxroute.workload.trace_decision_log import served_requests
+
+ROUNDING_S = 1e-6
+"""Seconds that are forgiven, since written times are rounded."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,12 +78,66 @@ class Decisions:
 
 
 def read_decisions(path: Path, table: RequestTable, instances: int) -> Decisions:
-    """Reads `request_id, instance` and optionally `dispatch_s` for every request of the table.
+    """Reads where each request of the table goes: a CSV, or a decision log of `jaxroute serve` (`logged_decisions`).
+
+    The CSV has `request_id, instance` and optionally `dispatch_s` for every request of the table.
 
     Raises:
       InputError: names file, line and remedy: unreadable, a missing column, a value out of its range, a request that
         is unknown, repeated or left out, or a dispatch before the arrival.
     """
+    if _is_log(path):
+        return logged_decisions(path, table, instances)
+    return _csv_decisions(path, table, instances)
+
+
+def logged_decisions(path: Path, table: RequestTable, instances: int) -> Decisions:
+    """The decisions of a router that `jaxroute serve` ran, for the requests that its log holds.
+
+    Instance i is the i-th of the servers. Of a request that was tried on several, the last counts.
+
+    Args:
+      path: the log.
+      table: the requests of the same log, maybe not all of them.
+      instances: I.
+
+    Raises:
+      InputError: names file, line and remedy: a line that is none of a log, more servers than instances, or a table of
+        other requests.
+    """
+    log = served_requests(read_lines(path), path)
+    if len(log.backends) > instances:
+        raise InputError(
+            f"{path}: chooses among {len(log.backends)} servers ({', '.join(log.backends)}), but --instances is "
+            f"{instances}; give --instances {len(log.backends)}"
+        )
+    first_s, server = log.first_s, {name: number for number, name in enumerate(log.backends)}
+    of_row = {request.row: request for request in log.requests}
+    instance, times = np.empty(len(table), np.int64), np.empty(len(table))
+    for row, number in enumerate(table.request_id.tolist()):
+        arrival_s, request = float(table.arrival_s[row]), of_row.get(number)
+        if request is None or abs(request.arrival_s - first_s - arrival_s) > ROUNDING_S:
+            place = path if request is None else f"{path}: line {request.line}"
+            raise InputError(
+                f"{place}: request {number} of {table.name}, which arrives at {arrival_s:.6f} s, is another one; a "
+                f"decision log is replayed on its own requests: give --workload {path}, without --rate"
+            )
+        instance[row] = server[request.backend]
+        times[row] = max(request.dispatch_s - first_s, arrival_s)
+    return Decisions(instance, times)
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file is not even meant to be a CSV."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(GZIP_MAGIC))
+    except OSError:
+        return False
+    return start == GZIP_MAGIC or start.startswith(b"{")
+
+
+def _csv_decisions(path: Path, table: RequestTable, instances: int) -> Decisions:
     row_of = {int(request): row for row, request in enumerate(table.request_id)}
     instance = np.full(len(table), -1, np.int64)
     times = np.full(len(table), np.nan)
@@ -100,7 +159,7 @@ def read_decisions(path: Path, table: RequestTable, instances: int) -> Decisions
                     times[row] = _dispatch(line, float(table.arrival_s[row]), place)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); give a CSV with request_id, instance[, dispatch_s]"
+            f"{path}: cannot be read ({error}); give a CSV with request_id, instance[, dispatch_s], or a decision log"
         ) from error
     if (instance < 0).any():
         left_out = int(table.request_id[np.argmax(instance < 0)])
@@ -137,7 +196,6 @@ def _instance(line: dict[str, str], instances: int, place: str) -> int:
 
 def _dispatch(line: dict[str, str], arrival_s: float, place: str) -> float:
     dispatch = _number(line, "dispatch_s", place)
-    # Written times are rounded: a microsecond is forgiven.
-    if dispatch < arrival_s - 1e-6:
+    if dispatch < arrival_s - ROUNDING_S:
         raise InputError(f"{place}: dispatch_s is {dispatch}, before the request's arrival at {arrival_s} s")
     return max(dispatch, arrival_s)

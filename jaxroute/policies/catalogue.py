@@ -53,7 +53,7 @@ def heuristic(name: str) -> Policy:
     if plain not in HEURISTICS:
         raise InputError(
             f"unknown policy {name!r}; known: {', '.join(HEURISTICS)} (each also with {SHORTEST_FIRST} behind it), "
-            f"{ASSIGNED}FILE.csv, or all"
+            f"{ASSIGNED}FILE, or all"
         )
     return dataclasses.replace(HEURISTICS[plain], name=name)  # type: ignore[type-var]
 
@@ -75,7 +75,9 @@ def expand_names(names: list[str]) -> list[str]:
         if name.startswith(ASSIGNED):
             path = Path(name.removeprefix(ASSIGNED))
             if not path.is_file():
-                raise InputError(f"policy {name}: no such file; give a CSV with the columns request_id, instance")
+                raise InputError(
+                    f"policy {name}: no such file; give a CSV with request_id, instance, or a decision log"
+                )
         else:
             heuristic(name)
     return list(dict.fromkeys(expanded))

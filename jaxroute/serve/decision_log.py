@@ -11,17 +11,21 @@ import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any, TextIO
 
 import numpy as np
 
-from jaxroute.errors import InputError
+from jaxroute.errors import InputError, first_line
+from jaxroute.json_fields import is_typed
 from jaxroute.serve.request_end import RequestEnd
 
 LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Of the lines that this version writes and reads."""
+
+REMEDY = "give a file that `jaxroute serve` wrote"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +83,22 @@ class LogRow:
     decision_s: float
 
 
-_FIELDS = {field.name for field in dataclasses.fields(LogRow)}
+_TEXTS = ("run", "id", "backend", "outcome", "decided_by")
+_NUMBERS = ("arrival_s", "dispatch_s", "e2e_s", "decision_s")
+_WHOLE = ("prompt_tokens", "predicted_tokens", "predicted_bucket", "predicted_upper")
+_LISTS = ("router_features", "instance_features", "scores")
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(_TEXTS, (str, "a text")),
+    **dict.fromkeys(_NUMBERS, ((int, float), "a number")),
+    **dict.fromkeys(_WHOLE, (int, "a whole number")),
+    **dict.fromkeys(_LISTS, ((list, NoneType), "a list or null")),
+    **dict.fromkeys(("task", "fallback", "shadow"), ((str, NoneType), "a text or null")),
+    **dict.fromkeys(("ttft_s", "signal_age_s"), ((int, float, NoneType), "a number or null")),
+    "output_tokens": ((int, NoneType), "a whole number or null"),
+    "streamed": (bool, "true or false"),
+    "names": (list, "a list"),
+}
+"""Of each field: what it may hold, and how an error says so."""
 
 
 class DecisionLog:
@@ -193,22 +212,40 @@ def read_log(path: str | Path) -> Iterator[LogRow]:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.endswith("\n"):
-                    yield _row(line, f"decision log {path}: line {number}")
+                    yield parse_row(line, f"decision log {path}: line {number}")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"decision log {path}: cannot be read ({error}); give a file of `jaxroute serve`") from error
 
 
-def _row(line: str, place: str) -> LogRow:
+def is_logged(line: str) -> bool:
+    """Whether a line of a file looks like one of a decision log, of whatever version."""
+    return line.lstrip().startswith("{") and '"format_version"' in line and '"decided_by"' in line
+
+
+def parse_row(line: str, place: str) -> LogRow:
+    """The row that a line holds.
+
+    Args:
+      line: of a decision log.
+      place: what an error calls it.
+
+    Raises:
+      InputError: no JSON, of another version, or a field is missing or of another type.
+    """
     try:
         data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not JSON ({error.msg}); give a file that `jaxroute serve` wrote") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON ({first_line(error)}); {REMEDY}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(f"{place}: format_version is {version!r}, but this version reads {FORMAT_VERSION}")
-    if missing := sorted(_FIELDS - data.keys()):
-        raise InputError(f"{place}: lacks {', '.join(missing)}; give a file that `jaxroute serve` wrote")
-    return LogRow(**{name: data[name] for name in _FIELDS})
+    if missing := sorted(_KINDS.keys() - data.keys()):
+        raise InputError(f"{place}: lacks {', '.join(missing)}; {REMEDY}")
+    for name, (kind, what) in _KINDS.items():
+        value = data[name]
+        if not is_typed(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise InputError(f"{place}: {name} must be {what}; {REMEDY}")
+    return LogRow(**{name: data[name] for name in _KINDS})
 
 
 def _numbers(array: np.ndarray | None) -> Any:

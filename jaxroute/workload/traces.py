@@ -7,6 +7,7 @@
 | BurstGPT CSV | `Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type` and newer ones |
 | Vidur CSV | `arrived_at,num_prefill_tokens,num_decode_tokens` |
 | Mooncake JSON lines | `{"timestamp": 0, "input_length": 6758, "output_length": 500, ...}` |
+| decision log of `jaxroute serve` | `{"format_version": 1, ..., "decided_by": ...}` |
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jaxroute.errors import InputError
 from jaxroute.workload.table import NO_TASK, RequestTable
 from jaxroute.workload.text_file import read_lines
 from jaxroute.workload.trace_csv import CSV_FORMATS, CsvFormat, read_csv, recognise
+from jaxroute.workload.trace_decision_log import is_logged, served_requests
 from jaxroute.workload.trace_mooncake import FIELDS, read_mooncake
 from jaxroute.workload.trace_rows import TraceRows, shorten
 
@@ -31,7 +33,8 @@ def read_trace(path: str | Path) -> RequestTable:
     """Reads a trace file, gzip or not, in any of the formats above.
 
     Arrivals are sorted (stable) and start at 0. `request_id` is the 0-based row in the file. In BurstGPT, rows with 0
-    response tokens are requests that failed: they are left out, and the log says how many.
+    response tokens are requests that failed: they are left out, and the log says how many. Of a decision log, see
+    `ServedRequests`.
 
     Args:
       path: the file; its name becomes the table's name.
@@ -60,6 +63,8 @@ def _read_rows(path: Path) -> TraceRows:
     if number is None:
         raise InputError(f"{path}: is empty; give a trace: {_accepted()}")
     first = lines[number - 1].strip()
+    if is_logged(first):
+        return served_requests(lines, path).rows()
     if first.startswith("{"):
         return read_mooncake(lines, path)
     form = recognise(first)
@@ -92,4 +97,4 @@ def _tasks(names: Sequence[str] | None, count: int) -> tuple[tuple[str, ...], np
 
 def _accepted() -> str:
     forms = [f"{form.name} CSV ({', '.join(form.columns)})" for form in CSV_FORMATS]
-    return ", ".join([*forms, f"Mooncake JSON lines ({', '.join(FIELDS)})"])
+    return ", ".join([*forms, f"Mooncake JSON lines ({', '.join(FIELDS)})", "decision log of jaxroute serve"])
