@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup setup-reference setup-vllm demo test lint test-slow test-live bench constraints clean
+.PHONY: setup setup-reference setup-vllm demo testbed test lint test-slow test-live bench constraints clean
 
 setup: $(READY)
 
@@ -30,6 +30,10 @@ $(VLLM_READY): jaxroute/testbed/install.py jaxroute/testbed/vllm-requirements.tx
 demo: $(READY)
 	$(BIN)/python -m jaxroute.demo
 
+# Four engines until Ctrl-C; `make testbed OPTIONS="--instances 2"` for others.
+testbed: $(READY) $(VLLM_READY)
+	$(BIN)/jaxroute testbed $(OPTIONS)
+
 test: lint
 	$(BIN)/python -m pytest
 
@@ -41,9 +45,9 @@ lint: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-# No test needs a live server yet; pytest says so with 5.
-test-live: $(READY)
-	$(BIN)/python -m pytest -m live || [ $$? -eq 5 ]
+# One after the other, else the engines would be measured while they compete for the cores.
+test-live: $(READY) $(VLLM_READY)
+	$(BIN)/python -m pytest -m live -n 0
 
 bench: $(READY)
 	$(BIN)/jaxroute bench

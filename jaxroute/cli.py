@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.profiles import Profiles
     from jaxroute.commands.serve import Serve
     from jaxroute.commands.simulate import Simulate
+    from jaxroute.commands.testbed import TestbedCommand
     from jaxroute.commands.train import Train
     from jaxroute.errors import InputError
 
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         "export": Export,
         "predictor": Predictor,
         "serve": Serve,
+        "testbed": TestbedCommand,
         "fidelity": Fidelity,
         "bench": Bench,
         "data": Data,

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from jaxroute.errors import InputError
 from jaxroute.profiles import StepProfile
+from jaxroute.testbed.model import LONGEST
 
 SCHEDULERS = ("chunked", "whole-prompt")
 
@@ -66,16 +67,17 @@ def emulated_profile(config: TestbedConfig) -> StepProfile:
     """The profile that the engines really emulate.
 
     Its steps take `slow_down` times as long; its blocks are of a size that vLLM has on CPU, for as many KV tokens; and
-    no request is longer than the KV cache, nor, with whole prompts, than a step's budget: vLLM would not start.
+      no request is longer than the KV cache or the model, nor, with whole prompts, than a step's budget, since vLLM would
+      not start.
 
-    Raises:
-      InputError: the KV cache would have no block.
+      Raises:
+        InputError: the KV cache would have no block.
     """
     profile, slow = config.profile, config.slow_down
     block = CPU_BLOCK * math.ceil(profile.block_size / CPU_BLOCK)
     kv_tokens = profile.kv_tokens if config.kv_tokens is None else config.kv_tokens
     sized = dataclasses.replace(profile, block_size=block).with_kv_tokens(kv_tokens)
-    longest = min(profile.max_model_len, sized.kv_tokens)
+    longest = min(profile.max_model_len, sized.kv_tokens, LONGEST)
     if config.scheduler == "whole-prompt":
         longest = min(longest, profile.max_num_batched_tokens)
     return dataclasses.replace(

@@ -40,6 +40,11 @@ class StepTrace:
         return len(self.start_s)
 
     @property
+    def lag_ms(self) -> np.ndarray:
+        """[steps] how much later than it was to end each step let its tokens go, milliseconds."""
+        return self.held_ms - self.target_ms
+
+    @property
     def overran(self) -> np.ndarray:
         """[steps] bool: the real work, begun as late as it was, ended after the step was to end."""
         return self.late_ms + self.work_ms > self.target_ms
