@@ -8,11 +8,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from harness import Service, completion, service, until
 
 from fake_vllm import FakeVllm
 from jaxroute.serve.config import Watching
 from jaxroute.serve.types import Incoming, Metrics, Placement
+from serve.harness import Service, completion, service, until
 
 SERVERS = 3
 
