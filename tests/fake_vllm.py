@@ -295,6 +295,14 @@ class FakeVllm:
         )
 
 
+def prompt_tokens(body: dict[str, Any]) -> int:
+    """Of token ids, how many there are; of a text, one for four characters."""
+    prompt = body.get("messages") or body["prompt"]
+    if isinstance(prompt, list) and isinstance(prompt[0], int):
+        return len(prompt)
+    return max(1, len(prompt if isinstance(prompt, str) else json.dumps(prompt)) // 4)
+
+
 def used(asked: Running, done: int) -> dict[str, int]:
     """The `usage` of an answer that is `done` tokens long so far."""
     prompt = asked.prompt_tokens
