@@ -103,6 +103,7 @@ class Router:
             config.limits,
             config.timeouts,
             self._keys,
+            trust_predictions=config.trust_predictions,
         )
         admin = Admin(self._backends, self.dispatcher, self.telemetry, self.reload)
         states = [web.get("/health", self._health), web.get("/ready", self._ready)]

@@ -143,6 +143,8 @@ class ServeConfig:
       policy: `default`, a policy folder or training run, or a heuristic.
       shadow: a heuristic that decides, while the policy's choices are written beside its own.
       predictor: `default`, a predictor's folder, or `none`.
+      trust_predictions: whether the header `X-Jaxroute-Predicted-Tokens` of a request stands for the predictor; only
+        where every client is a gateway that may say so.
       decision_log: file of decisions, JSON lines.
       keys_file, keys_env: where the clients' API keys stand, one a line or with commas; neither: no key is asked for.
       listen, admin: the OpenAI endpoints; metrics and administration.
@@ -154,6 +156,7 @@ class ServeConfig:
     policy: str = "default"
     shadow: str | None = None
     predictor: str = "default"
+    trust_predictions: bool = False
     decision_log: Path | None = None
     keys_file: Path | None = None
     keys_env: str | None = None

@@ -1,9 +1,10 @@
-"""The output length that a request is placed by: of the length predictor, or else what is usual, within its limit."""
+"""The output length that a request is placed by: stated, predicted, or what is usual, within its limit."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from typing import TYPE_CHECKING
 
 from jaxroute.serve.openai_body import Asked
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from jaxroute.serve.telemetry import Telemetry
 
 LOG = logging.getLogger(__name__)
+
+STATED = re.compile(r"([1-9][0-9]{0,8})(?:,([1-9][0-9]{0,8}))?")
+"""Predicted output tokens, and the most that they may become."""
 
 FIRST_GUESS = 256
 """Output tokens before any answer has been seen."""
@@ -35,8 +39,19 @@ class Lengths:
         self._service, self._telemetry = service, telemetry
         self._mean, self._most = float(FIRST_GUESS), 4 * FIRST_GUESS
 
-    async def predict(self, asked: Asked, task: str | None) -> Length:
-        """The output length of a request, of all its answers together, within the most that it asks for."""
+    async def predict(self, asked: Asked, task: str | None, stated: str | None = None) -> Length:
+        """The output length of a request, of all its answers together, within the most that it asks for.
+
+        Args:
+          asked: the request.
+          task: if known.
+          stated: what a trusted gateway says of all answers together, `TOKENS` or `TOKENS,MOST`; taken as it is.
+        """
+        if stated is not None:
+            if (found := STATED.fullmatch(stated.strip())) is not None:
+                tokens, most = int(found[1]), int(found[2] or found[1])
+                return Length(tokens, 0, max(tokens, most), task)
+            self._telemetry.fallback.labels("stated-length").inc()
         tokens, bucket, upper = round(self._mean), 0, self._most
         if self._service is not None:
             try:

@@ -37,6 +37,9 @@ JSON_ONLY = frozenset(("/v1/completions", "/v1/chat/completions"))
 
 TASK_HEADER = "x-jaxroute-task"
 
+PREDICTION_HEADER = "x-jaxroute-predicted-tokens"
+"""Output tokens that a trusted gateway has predicted: `TOKENS` or `TOKENS,MOST`. No backend sees it."""
+
 REFUSALS = {
     "queue-full": (429, "too many requests are waiting"),
     "wait-limit": (429, "the request waited too long for a server"),
@@ -105,11 +108,14 @@ class Proxy:
         limits: Limits,
         timeouts: Timeouts,
         keys: Keys,
+        *,
+        trust_predictions: bool = False,
     ) -> None:
         self._brain, self._backends, self._upstream = brain, backends, upstream
         self._lengths, self._telemetry = lengths, telemetry
         self._limits, self._timeouts = limits, timeouts
         self._rule = TokenRule()
+        self._trust_predictions = trust_predictions
         self.keys = keys
         self.draining = False
 
@@ -149,7 +155,8 @@ class Proxy:
             # At once: there is nothing to predict for.
             self._telemetry.refused.labels("no-backend").inc()
             return error(503, REFUSALS["no-backend"][1], "no-backend", retry_after_s=1)
-        length = await self._lengths.predict(asked, request.headers.get(TASK_HEADER) or asked.task)
+        stated = request.headers.get(PREDICTION_HEADER) if self._trust_predictions else None
+        length = await self._lengths.predict(asked, request.headers.get(TASK_HEADER) or asked.task, stated)
         id = request_id_of(request.headers)
         query = request.rel_url.raw_query_string
         call = Call(
