@@ -84,8 +84,8 @@ class Serve:
         if self.backend_key_env is not None and not self.backend:
             raise InputError("--backend-key-env: is for --backend; in a file, give the backend a key_env")
         backends = tuple(BackendConfig(url, key_env=self.backend_key_env) for url in self.backend) or None
-        names = ("policy", "shadow", "profile", "predictor", "trust_predictions", "decision_log")
-        names += ("keys_file", "keys_env", "log_level")
+        names = ["policy", "shadow", "profile", "predictor", "trust_predictions", "decision_log"]
+        names += ["keys_file", "keys_env", "log_level"]
         config = read_config(self.config, backends=backends, **{name: getattr(self, name) for name in names})
         listen = {"host": self.host, "port": self.port, "cert_file": self.tls_cert, "key_file": self.tls_key}
         changed = {
