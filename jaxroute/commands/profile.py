@@ -154,10 +154,11 @@ def _show(result: Result, console: Console) -> None:
     table.add_row("frontend_ms", f"{profile.frontend_ms:.4g}", "")
     console.print(table)
     table = Table(title="error of step times that the fit did not see")
-    for heading in ("regime", "steps", "median", "p90"):
+    for heading in ("regime", "steps", "median", "p90", "noise of it"):
         table.add_column(heading, justify="left" if heading == "regime" else "right")
     for error in result.errors:
-        table.add_row(error.regime, str(error.steps), f"{error.median_percent:.1f} %", f"{error.p90_percent:.1f} %")
+        percents = (error.median_percent, error.p90_percent, error.noise_percent)
+        table.add_row(error.regime, str(error.steps), *(f"{percent:.1f} %" for percent in percents))
     console.print(table)
     console.print(f"decode steps that compute the same differ by {result.noise:.1%} (standard deviation, robust)")
     for remark in fit.remarks:

@@ -177,8 +177,10 @@ def _cut_injections(limits: Limits, blocker: int, cuts: tuple[tuple[float, ...],
 
 
 def _prompts(part: str, injections: list[Injection], repeats: int) -> list[Prompts]:
+    """Groups behind a blocker, as many blockers alone as groups of two lengths, and each other length alone once."""
+    blockers = [Injection(injections[0].blocker)] * (2 * repeats)
     alone = [Injection(injection.group[0]) for injection in injections if len(injection.group) == 1]
-    return [Prompts(f"prompts-{part}", part, each) for each in (*(injections * repeats), *alone)]
+    return [Prompts(f"prompts-{part}", part, each) for each in (*(injections * repeats), *blockers, *alone)]
 
 
 def _scenes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy.optimize import least_squares, nnls
 
 from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS
+from jaxroute.profiling.observe import Observation
 from jaxroute.profiling.steps import DECODE, MIXED, PREFILL, REGIMES, Step, features, times_ms
 
 MODEL_ERROR = 0.02
@@ -33,11 +33,6 @@ _LINEAR = ("d", "e", "f", "x", "u", "v")
 
 Coefficients = dict[str, float]
 
-NORMAL_SPREAD = 1.4826
-"""Standard deviation of a normal distribution over its median absolute deviation."""
-
-_Key = tuple[object, ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
@@ -59,46 +54,19 @@ def step_times(coefficients: Coefficients, steps: Sequence[Step]) -> np.ndarray:
     return _times(np.asarray([coefficients[name] for name in COEFFICIENTS]), features(steps))
 
 
-def typical_steps(steps: Sequence[Step]) -> list[Step]:
-    """One step for all that computed the same in the same scene (contexts that grow by a token each aside).
-
-    Its time is the median, which a late wake-up here or there does not move.
-    """
-    return [_typical(group) for group in _alike(steps).values()]
-
-
-def jitter_ms(steps: Sequence[Step]) -> float:
-    """Standard deviation of a single step's time, from decode steps that computed the same."""
-    spreads = []
-    for group in _alike([step for step in steps if step.kind == DECODE]).values():
-        times = times_ms(group)
-        if len(times) > 3:
-            spreads.append(NORMAL_SPREAD * float(np.median(np.abs(times - np.median(times)))))
-    return float(np.median(spreads)) if spreads else 0.0
-
-
-def _alike(steps: Sequence[Step]) -> dict[_Key, list[Step]]:
-    alike: dict[_Key, list[Step]] = defaultdict(list)
-    for step in steps:
-        alike[step.part, step.scene, step.kind, step.prefills, step.decoding].append(step)
-    return alike
-
-
-def fit_coefficients(steps: Sequence[Step]) -> Fit:
+def fit_coefficients(seen: Sequence[Observation]) -> Fit:
     """Fits the nine coefficients, all >= 0, to the steps' times in relative terms.
 
     For a given number of tokens N* at which the maximum changes over, everything else is linear: each of some N* is
     solved so (non-negative least squares), and the best of them start a robust fit of all nine at once.
 
     Args:
-      steps: measured ones; those that computed the same count once.
+      seen: observed steps.
 
     Raises:
       InputError: too few distinct steps, or none of a regime.
     """
-    counts = [len(group) for group in _alike(steps).values()]
-    jitter = jitter_ms(steps)
-    steps = typical_steps(steps)
+    steps = [each.step for each in seen]
     kinds = {step.kind for step in steps}
     missing = [kind for kind in REGIMES if kind not in kinds]
     if missing or len(steps) < FEWEST:
@@ -106,7 +74,7 @@ def fit_coefficients(steps: Sequence[Step]) -> Fit:
         raise InputError(f"{what} measured, too little for nine coefficients; measure again with --budget full")
     table, measured = features(steps), times_ms(steps)
     # A clock is off by so many milliseconds, whatever the step takes; the form is off by some of it.
-    expected = np.hypot(MODEL_ERROR * measured, jitter / np.sqrt(counts))
+    expected = np.hypot(MODEL_ERROR * measured, [each.error_ms for each in seen])
     scale = _typical_sizes(table, measured)
 
     def residuals(scaled: np.ndarray) -> np.ndarray:
@@ -216,9 +184,9 @@ def _why(name: str) -> str:
 
 
 def errors_percent(coefficients: Coefficients, steps: Sequence[Step]) -> dict[str, np.ndarray]:
-    """Absolute relative errors of the model by regime, percent; steps that computed the same count once."""
+    """Absolute relative errors of the model by regime, percent."""
     found = {}
     for kind in (PREFILL, DECODE, MIXED):
-        group = typical_steps([step for step in steps if step.kind == kind])
+        group = [step for step in steps if step.kind == kind]
         found[kind] = 100 * np.abs(step_times(coefficients, group) / times_ms(group) - 1) if group else np.empty(0)
     return found

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxroute.profiling.client import Answer
 from jaxroute.profiling.scene import Injected, Played
-from jaxroute.profiling.steps import PREFILL, TTFT, Step, kind_of
+from jaxroute.profiling.steps import CHAIN, TTFT, Step, kind_of
 
 SAME_STEP_S = 0.002
 """Before the probe's token, another answer of the same step may come by this much."""
@@ -19,6 +19,9 @@ SAME_STEP_SHARE = 0.25
 
 TOGETHER = 0.3
 """Share of a step's time within which first tokens are of the same step."""
+
+NEXT_STEP_S = 0.0005
+"""First tokens that come less apart are of one step."""
 
 SAFE = 0.15
 """Share of the blocker's time before whose end its group must be sent, to be sure that it waits."""
@@ -112,18 +115,25 @@ def scene_steps(played: Played, *, part: str, name: str, token_budget: int) -> R
 
 
 def prompt_steps(injected: Injected, *, part: str, name: str, token_budget: int) -> Reconstruction:
-    """Without a probe: the blocker's time to its first token, and the step that computes the group behind it."""
+    """Without a probe: the time to the first token of a prompt alone, or of a group behind its blocker.
+
+    The blocker's own token does not mark the end of its step well: its way out competes with the step that begins.
+    """
     blocker, group = injected.blocker, injected.group
     ttft_s = blocker.ttft_s
-    steps = [Step(part, name, TTFT, ((blocker.prompt_tokens, 0),), 0, 0.0, 1e3 * ttft_s)]
-    prompts = tuple((answer.prompt_tokens, 0) for answer in group)
-    if group and sum(new for new, _ in prompts) <= token_budget:
-        ends = np.asarray([answer.end_s for answer in group])
-        took = float(np.median(ends)) - blocker.end_s
-        waited = max(answer.sent_s for answer in group) < blocker.end_s - SAFE * ttft_s
-        if waited and took > 0 and float(ends.max() - ends.min()) <= TOGETHER * took:
-            steps.append(Step(part, name, PREFILL, prompts, 0, 0.0, 1e3 * took))
-    return Reconstruction(tuple(steps))
+    if np.isnan(ttft_s):
+        return Reconstruction(())
+    first = (blocker.prompt_tokens, 0)
+    if not group:
+        return Reconstruction((Step(part, name, TTFT, (first,), 0, 0.0, 1e3 * ttft_s),))
+    ends = np.asarray([answer.token_s[0] for answer in group])
+    took = float(np.median(ends) - blocker.token_s[0])
+    waited = max(answer.sent_s for answer in group) < blocker.token_s[0] - SAFE * ttft_s
+    fits = sum(answer.prompt_tokens for answer in group) <= token_budget
+    if not (waited and fits and took > NEXT_STEP_S and float(np.ptp(ends)) <= TOGETHER * took):
+        return Reconstruction(())
+    prompts = (first, *((answer.prompt_tokens, 0) for answer in group))
+    return Reconstruction((Step(part, name, CHAIN, prompts, 0, 0.0, 1e3 * float(np.median(ends) - blocker.sent_s)),))
 
 
 def _decodes(steps: int, probe_prompt: int, batch: Sequence[_Sequence]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ import numpy as np
 from jaxroute.errors import InputError
 from jaxroute.output import atomic_path
 from jaxroute.profiles import StepProfile
-from jaxroute.profiling.fit import Fit, errors_percent, fit_coefficients, jitter_ms, step_times
+from jaxroute.profiling.fit import Fit, errors_percent, fit_coefficients, step_times
+from jaxroute.profiling.observe import Observation, jitter_ms, observations
 from jaxroute.profiling.run import Facts
 from jaxroute.profiling.steps import DECODE, FIT, HOLDOUT, TTFT, Step, times_ms
 
@@ -33,12 +34,14 @@ class RegimeError:
       regime: `prefill`, `decode` or `mixed`.
       steps: distinct ones.
       median_percent, p90_percent: of the absolute error of the step time.
+      noise_percent: median standard error of the measured time itself, which the other two contain.
     """
 
     regime: str
     steps: int
     median_percent: float
     p90_percent: float
+    noise_percent: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +69,13 @@ def make_result(
     Raises:
       InputError: the steps do not suffice.
     """
-    fit = fit_coefficients([step for step in steps if step.part == FIT and step.kind != TTFT])
-    found = errors_percent(fit.coefficients_ms, [step for step in steps if step.part == HOLDOUT and step.kind != TTFT])
+    seen = {part: observations([step for step in steps if step.part == part]) for part in (FIT, HOLDOUT)}
+    fit = fit_coefficients(seen[FIT])
+    found = errors_percent(fit.coefficients_ms, [each.step for each in seen[HOLDOUT]])
     errors = tuple(
-        RegimeError(regime, len(each), float(np.median(each)), float(np.quantile(each, 0.9)))
+        RegimeError(
+            regime, len(each), float(np.median(each)), float(np.quantile(each, 0.9)), _noise(seen[HOLDOUT], regime)
+        )
         for regime, each in found.items()
         if len(each)
     )
@@ -81,6 +87,10 @@ def make_result(
     if missing := sorted(set(found) - {error.regime for error in errors}):
         said.append(f"no step of {' and '.join(missing)} was held out: their error is not known")
     return Result(_profile(facts, fit, steps, errors, name, hardware, source), fit, errors, spread, tuple(said))
+
+
+def _noise(seen: Sequence[Observation], regime: str) -> float:
+    return float(np.median([100 * each.error_ms / each.step.ms for each in seen if each.step.kind == regime]))
 
 
 def frontend_ms(fit: Fit, steps: Sequence[Step]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxroute.errors import InputError
@@ -118,31 +118,51 @@ async def measure_server(
             max_model_len=max_model_len,
             chunked=target.scheduler == "chunked",
         )
-        steps, cut = await _play_all(server, limits, facts, target.budget, raw, report)
+        with raw.open("w", encoding="utf-8") as file:
+            file.write(header_lines(dataclasses.asdict(facts)))
+
+            def keep(steps: Sequence[Step]) -> None:
+                file.write(step_lines(steps))
+                file.flush()
+
+            found = await measure_steps(server, limits, target.budget, keep, report)
         await asyncio.sleep(SETTLE_S)
-        warnings += _warnings(server, before, await read_metrics(server)) + _cut_warnings(cut, limits)
-    return facts, steps, tuple(warnings)
+        warnings += _warnings(server, before, await read_metrics(server)) + _cut_warnings(found, limits)
+    return facts, list(found.steps), tuple(warnings)
 
 
-async def _play_all(
-    server: Server, limits: Limits, facts: Facts, budget: Budget, raw: Path, report: Report
-) -> tuple[list[Step], list[Reconstruction]]:
+async def measure_steps(
+    server: Server, limits: Limits, budget: Budget, keep: Callable[[Sequence[Step]], None], report: Report
+) -> Reconstruction:
+    """Sends what is planned for a server.
+
+    Args:
+      server: idle.
+      limits: what it can hold.
+      budget: how much is sent.
+      keep: called with steps as soon as they are measured.
+      report: called with the progress.
+
+    Returns:
+      All steps.
+
+    Raises:
+      InputError: the server fails, or holds too little.
+    """
     longest = max(16, min(limits.whole, LONGEST_WARM_UP))
     pace = await warm_up(server, longest, limits.most_batch)
     plan = make_plan(limits, pace, budget)
-    steps: list[Step] = []
     found: list[Reconstruction] = []
-    with raw.open("w", encoding="utf-8") as file:
-        file.write(header_lines(dataclasses.asdict(facts)))
-        for done, item in enumerate(plan.items):
-            report(done, len(plan.items))
-            new = await _measured(server, item, pace, limits.max_num_batched_tokens)
-            found.append(new)
-            steps += new.steps
-            file.write(step_lines(new.steps))
-            file.flush()
-        report(len(plan.items), len(plan.items))
-    return steps, found
+    for done, item in enumerate(plan.items):
+        report(done, len(plan.items))
+        found.append(await _measured(server, item, pace, limits.max_num_batched_tokens))
+        keep(found[-1].steps)
+    report(len(plan.items), len(plan.items))
+    return Reconstruction(
+        steps=tuple(step for each in found for step in each.steps),
+        cut_as_expected=sum(each.cut_as_expected for each in found),
+        cut_otherwise=sum(each.cut_otherwise for each in found),
+    )
 
 
 async def _measured(server: Server, item: Scene | Prompts, pace: Pace, token_budget: int) -> Reconstruction:
@@ -205,8 +225,8 @@ def _warnings(server: Server, before: Metrics, after: Metrics) -> list[str]:
     return warnings
 
 
-def _cut_warnings(found: list[Reconstruction], limits: Limits) -> list[str]:
-    expected, otherwise = (sum(getattr(each, name) for each in found) for name in ("cut_as_expected", "cut_otherwise"))
+def _cut_warnings(found: Reconstruction, limits: Limits) -> list[str]:
+    expected, otherwise = found.cut_as_expected, found.cut_otherwise
     if otherwise <= expected or not otherwise:
         return []
     return [

@@ -21,6 +21,10 @@ REGIMES = (PREFILL, DECODE, MIXED)
 TTFT = "ttft"
 """Not a step, but the time to the first token of one prompt at an idle server: its step and the front end's share."""
 
+CHAIN = "chain"
+"""Two steps and the front end's share: from sending a prompt, the first of the prefills, to the first token of those
+that wait for its end and are the second step."""
+
 FIT, HOLDOUT = "fit", "holdout"
 
 COLUMNS = ("part", "scene", "kind", "new_tokens", "cached_tokens", "decoding", "context_tokens", "ms")
@@ -35,7 +39,7 @@ class Step:
     Attributes:
       part: `fit` or `holdout`: whether the fit may see it.
       scene: the series of requests that it comes from.
-      kind: `prefill`, `decode`, `mixed`, or `ttft`.
+      kind: `decode`, `mixed`, `ttft` or `chain`; `prefill` comes of the last two.
       prefills: (new tokens p_i, tokens already in the KV cache k_i) of each prefill.
       decoding: n, sequences that decode.
       context_tokens: C, sum of the contexts that they attend to.
@@ -128,9 +132,10 @@ def _step(row: list[str], place: str) -> Step:
     except ValueError as error:
         raise InputError(f"{place}: {error}; {REMEDY}") from error
     numbers = (*(number for pair in step.prefills for number in pair), step.decoding, step.context_tokens)
-    if part not in (FIT, HOLDOUT) or kind not in (*REGIMES, TTFT) or min(numbers) < 0:
+    if part not in (FIT, HOLDOUT) or kind not in (*REGIMES, TTFT, CHAIN) or min(numbers) < 0:
         raise InputError(f"{place}: an unknown part or kind, or a negative number; {REMEDY}")
-    if kind != (TTFT if kind == TTFT else kind_of(step.prefills, step.decoding)):
+    prompts = {TTFT: step.prefills[1:] == (), CHAIN: len(step.prefills) > 1}
+    if kind_of(step.prefills, step.decoding) != (PREFILL if kind in prompts else kind) or not prompts.get(kind, True):
         raise InputError(f"{place}: says {kind}, but its tokens are another's; {REMEDY}")
     if not (math.isfinite(step.ms) and step.ms > 0 and math.isfinite(step.context_tokens)):
         raise InputError(f"{place}: {ms} ms is no time of a step; {REMEDY}")

@@ -25,16 +25,26 @@ class FilledSteps(Engine):
             if not self.running and not self.waiting:
                 self._wake.clear()
                 await self._wake.wait()
-            # The front end has its turn: whatever came in by now is seen.
-            begin = time.perf_counter()
+            begin = self.now()
             prefills, decoding, ending = self._scheduled()
             self.steps.append((prefills, decoding))
-            await _until(begin + self.profile.step_ms(prefills, decoding) / 1e3)
+            await self.hold_until(begin + self.profile.step_ms(prefills, decoding) / 1e3)
             for request in ending:
                 request.done += 1
                 request.made.put_nowait(request.done)
                 if request.done >= request.output_tokens and request in self.running:
                     self.running.remove(request)
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    async def hold_until(self, when: float) -> None:
+        """Sleeps, to a tenth of a millisecond: the event loop's own clock is coarser."""
+        left = when - time.perf_counter()
+        if left > 0.002:
+            await asyncio.sleep(left - 0.0015)
+        while time.perf_counter() < when:
+            await asyncio.sleep(0)
 
     def _scheduled(self) -> tuple[list[tuple[int, int]], list[int], list[Running]]:
         room = self.profile.max_num_batched_tokens
@@ -87,12 +97,3 @@ class ProfiledVllm(FakeVllm):
         if self.frontend_s:
             await asyncio.sleep(self.frontend_s)
         return await super()._inference(request)
-
-
-async def _until(when: float) -> None:
-    """Sleeps to a time, to a tenth of a millisecond: the event loop's own clock is coarser."""
-    left = when - time.perf_counter()
-    if left > 0.002:
-        await asyncio.sleep(left - 0.0015)
-    while time.perf_counter() < when:
-        await asyncio.sleep(0)
