@@ -211,8 +211,10 @@ def _scene(
     largest = max(injection.tokens for injection in injections)
     most = int(min(limits.most_batch, effort.setup_ms / max(1e-6, pace.token_ms * context)))
     while most >= 2:
-        outputs = _outputs(most, context, len(injections), limits, effort)
-        probe = max(outputs) + _slack(most) + 2 * effort.level_steps
+        begins = _begins(most, context, limits)
+        outputs = _outputs(begins, len(injections), effort)
+        last = max(begin + output for begin, output in zip(begins, outputs, strict=True))
+        probe = last + _slack(most) + 2 * effort.level_steps
         held = sum(context + output for output in outputs) + largest + PROBE_TOKENS + probe
         fits = context + max(outputs) <= limits.max_model_len and PROBE_TOKENS + probe <= limits.max_model_len
         if held <= KV_SHARE * limits.kv_tokens and fits:
@@ -221,12 +223,17 @@ def _scene(
     return None
 
 
-def _outputs(most: int, context: int, injections: int, limits: Limits, effort: _Effort) -> list[int]:
+def _begins(most: int, context: int, limits: Limits) -> list[int]:
+    """Steps until each prompt of a batch is computed."""
+    per_step = max(1, limits.max_num_batched_tokens - most)
+    return [(number + 1) * context // per_step for number in range(most)]
+
+
+def _outputs(begins: list[int], injections: int, effort: _Effort) -> list[int]:
     """Output tokens of each request of a batch, so that it shrinks level by level; those that came first end first."""
+    most = len(begins)
     levels = _levels(most)
     level_steps = max(effort.level_steps, math.ceil(injections * (REST + 4) / len(levels)))
-    per_step = max(1, limits.max_num_batched_tokens - most)
-    begins = [(number + 1) * context // per_step for number in range(most)]
     level = [sum(most - number <= below for below in levels[1:]) for number in range(most)]
     return [begins[-1] - begins[at] + _slack(most) + (level[at] + 1) * level_steps for at in range(most)]
 

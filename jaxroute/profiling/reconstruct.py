@@ -63,7 +63,10 @@ class _Timeline:
         return len(self.end_s)
 
     def step_at(self, time_s: float) -> int:
-        """The step whose results came at this time; -1 before the first."""
+        """The step whose results came at this time; -1 before the first, beyond the last about what it would be."""
+        gap = self.end_s[-1] - self.end_s[-2] if len(self) > 1 else 0.0
+        if time_s > self.end_s[-1] + gap > self.end_s[-1]:
+            return len(self) - 1 + int((time_s - self.end_s[-1]) / gap)
         at = int(np.searchsorted(self.end_s, time_s, side="right"))
         if at < len(self.end_s):
             gap = self.end_s[at] - self.end_s[at - 1] if at else 0.0
