@@ -14,7 +14,6 @@ from rich.console import Console
 from jaxroute.commands.console import progress_bar, table_console
 from jaxroute.commands.options import FleetOptions, check_folder, names_of, rate_warning, smallest_profile
 from jaxroute.errors import InputError
-from jaxroute.workload.limits import LimitReport
 
 if TYPE_CHECKING:
     from jaxroute.candidates import Candidate
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from jaxroute.evaluation import Capacity
     from jaxroute.simulate import Fleet
     from jaxroute.workload.draws import Draws
+    from jaxroute.workload.limits import LimitReport
 
 Number = TypeVar("Number", int, float)
 
@@ -186,6 +186,8 @@ def _number(text: str, kind: type[Number], option: str) -> Number:
 
 def _summed(reports: Iterable[tuple[LimitReport, ...]]) -> list[str]:
     """What the limits did to all tables together, a line for each limit that did something."""
+    from jaxroute.workload.limits import LimitReport
+
     total: Counter[int] = Counter()
     clipped: Counter[int] = Counter()
     dropped: Counter[int] = Counter()

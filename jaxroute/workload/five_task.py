@@ -17,7 +17,6 @@ import dataclasses
 import functools
 
 import numpy as np
-from scipy import optimize, stats
 
 from jaxroute.workload.arrivals import arrival_times
 from jaxroute.workload.table import RequestTable
@@ -138,9 +137,11 @@ def _shifted_exponential(excess: float) -> Lengths:
 
 def _lognormal(mean: float, sigma: float, most: int) -> Lengths:
     """Rounded lognormal within 1 to `most`, its median such that the mean is as asked."""
+    # Imported late: every command loads this module, and SciPy takes longer to load than all the rest of it.
+    from scipy import optimize, special
 
     def with_log_median(log_median: float) -> Lengths:
-        edges = stats.norm.cdf((np.log(np.arange(1, most) + 0.5) - log_median) / sigma)
+        edges = special.ndtr((np.log(np.arange(1, most) + 0.5) - log_median) / sigma)
         return Lengths(np.arange(1, most + 1), np.diff(edges, prepend=0.0, append=1.0))
 
     solution = optimize.brentq(lambda log_median: with_log_median(log_median).mean - mean, -2.0, np.log(most) + 3)

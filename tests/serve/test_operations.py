@@ -35,7 +35,7 @@ from jaxroute.predictor.service import PredictionService
 PredictionService.load().close()
 import jaxroute.serve.app as app
 app.Router(Serve(backend=("http://127.0.0.1:1",)).read())
-print([name for name in ("jax", "flax", "matplotlib", "transformers") if name in sys.modules])
+print([name for name in ("jax", "flax", "matplotlib", "scipy", "transformers") if name in sys.modules])
 """
 
 
