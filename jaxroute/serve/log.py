@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import queue
 import sys
+import time
+from logging.handlers import QueueHandler, QueueListener
 from typing import TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+MOST_WAITING = 100_000
+"""Lines that may wait to be written; those beyond are lost, and the next line that is written says how many."""
+
+LONGEST_CLOSE_S = 5.0
+"""Seconds that the writing of those may take at the end."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -33,10 +43,64 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def set_up_logs(level: str, stream: TextIO | None = None) -> None:
-    """Has all logs written to a stream, standard error by default."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+class _Waiting(QueueHandler):
+    """Puts records in a queue as they are; whoever reads a log slowly must not make the event loop wait."""
+
+    def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
+        super().__init__(records)
+        self.lost = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """The record itself: the formatter wants its exception, which the standard library would make a text."""
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Adds it, or counts it as lost."""
+        if self.lost:
+            record.lost_before = self.lost
+        try:
+            self.queue.put_nowait(record)
+            self.lost = 0
+        except queue.Full:
+            self.lost += 1
+
+
+class Logs:
+    """What writes the logs, from a thread of its own, until it is closed."""
+
+    def __init__(self, level: str, stream: TextIO | None = None) -> None:
+        """Has all logs written to a stream, standard error by default."""
+        writer = logging.StreamHandler(stream or sys.stderr)
+        writer.setFormatter(JsonFormatter())
+        self._records: queue.Queue[logging.LogRecord] = queue.Queue(MOST_WAITING)
+        self._waiting, self._writer = _Waiting(self._records), writer
+        self._listener = QueueListener(self._records, writer)
+        self._listener.start()
+        root = logging.getLogger()
+        root.handlers[:] = [self._waiting]
+        root.setLevel(level.upper())
+        # Whatever ends the process, what was said before is written.
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Writes what still waits, unless nobody reads it; whatever is logged from now on is written at once."""
+        atexit.unregister(self.close)
+        root = logging.getLogger()
+        root.handlers[:] = [self._writer if each is self._waiting else each for each in root.handlers]
+        until = time.monotonic() + LONGEST_CLOSE_S
+        while self._records.unfinished_tasks:
+            if time.monotonic() > until:
+                return
+            time.sleep(0.001)
+        self._listener.stop()
+
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def set_up_logs(level: str, stream: TextIO | None = None) -> Logs:
+    """Has all logs written to a stream, standard error by default; to be closed, or used in a `with`."""
+    return Logs(level, stream)

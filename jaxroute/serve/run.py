@@ -37,7 +37,11 @@ def run(read: Callable[[], ServeConfig]) -> None:
 
 async def _serve(config: ServeConfig, read: Callable[[], ServeConfig]) -> None:
     router = Router(config, read)
-    set_up_logs(config.log_level)
+    with set_up_logs(config.log_level):
+        await _until_told(router)
+
+
+async def _until_told(router: Router) -> None:
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
