@@ -35,11 +35,13 @@ class Completion:
       sent_s: when the request was handed over.
       token_s: [output tokens] float64, when each token came; tokens of one chunk came together.
       prompt_tokens: of the prompt, as the server counts.
+      backend: the server that answered, by its name at `jaxroute serve`; empty where no such router was in between.
     """
 
     sent_s: float
     token_s: np.ndarray
     prompt_tokens: int
+    backend: str = ""
 
     @property
     def output_tokens(self) -> int:
@@ -136,4 +138,4 @@ async def _read(response: aiohttp.ClientResponse, url: str, sent_s: float, outpu
             f"{url}: {len(times)} of {output_tokens} tokens came; the server must honour min_tokens, ignore_eos and "
             "stream_options.continuous_usage_stats, as vLLM does"
         )
-    return Completion(sent_s, np.asarray(times), prompt_tokens)
+    return Completion(sent_s, np.asarray(times), prompt_tokens, response.headers.get("X-Jaxroute-Backend", ""))

@@ -14,7 +14,7 @@ from jaxroute.live.agreement import Difference, Preemptions, differences, noise_
 from jaxroute.live.client import LiveError, open_session
 from jaxroute.live.cluster import LiveCluster
 from jaxroute.live.frontend import FrontEnd, measure_frontend
-from jaxroute.live.replay import Given, LiveRun, Progress, make_load, replay
+from jaxroute.live.replay import Chooser, Given, LiveRun, Load, Progress, make_load, replay
 from jaxroute.live.server import Counters, read_counters, served_model
 from jaxroute.profiles import StepProfile
 from jaxroute.results import RunResult
@@ -162,34 +162,57 @@ def simulate_case(case: Case, candidates: Sequence[Candidate], seed: int) -> dic
     return {candidate.name: results[candidate.name] for candidate in candidates}
 
 
-def measure(cluster: LiveCluster, simulated: RunResult, progress: Progress | None = None) -> Measured:
-    """Replays a simulated run's decisions on the servers: each request to its instance, at its time of dispatch.
+def measure(
+    cluster: LiveCluster,
+    load: Load,
+    chooser: Chooser,
+    *,
+    name: str,
+    urls: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Measured:
+    """Sends the requests and reads what the servers say of it.
+
+    Args:
+      cluster: the servers.
+      load: the requests.
+      chooser: which of `urls` each goes to.
+      name: of the run.
+      urls: where to send them; by default to the servers themselves.
+      progress: called now and then.
 
     Raises:
       LiveError: a request failed.
     """
-    records, urls = simulated.records, cluster.urls
 
-    async def run() -> tuple[LiveRun, list[int], int]:
-        load = make_load(simulated.table, cluster.model, records.dispatch_s)
+    async def run() -> tuple[LiveRun, list[Counters], list[Counters]]:
         async with open_session() as session:
-            before = [await read_counters(session, url) for url in urls]
-            made = await replay(session, urls, load, Given(records.instance), name=simulated.policy, progress=progress)
+            before = [await read_counters(session, url) for url in cluster.urls]
+            made = await replay(session, urls or cluster.urls, load, chooser, name=name, progress=progress)
             await asyncio.sleep(SETTLE_S)
-            after = [await read_counters(session, url) for url in urls]
-        preemptions = [b.preemptions - a.preemptions for a, b in zip(before, after, strict=True)]
-        return made, preemptions, sum(b.prefix_hits - a.prefix_hits for a, b in zip(before, after, strict=True))
+            return made, before, [await read_counters(session, url) for url in cluster.urls]
 
-    made, preemptions, hits = uvloop.run(run())
-    start = made.origin + float(records.dispatch_s.min())
-    held = cluster.held_steps(start, made.origin + float(made.result.records.finish_s.max()))
+    made, before, after = uvloop.run(run())
+    first, last = float(load.due_s.min()), float(made.result.records.finish_s.max())
+    held = cluster.held_steps(made.origin + first, made.origin + last)
     return Measured(
         run=made,
-        preemptions=tuple(preemptions),
-        prefix_hits=hits,
+        preemptions=tuple(b.preemptions - a.preemptions for a, b in zip(before, after, strict=True)),
+        prefix_hits=sum(b.prefix_hits - a.prefix_hits for a, b in zip(before, after, strict=True)),
         overrun_share=None if held is None else held.overrun_share,
         steps=None if held is None else held.steps,
     )
+
+
+def replay_decisions(cluster: LiveCluster, simulated: RunResult, progress: Progress | None = None) -> Measured:
+    """Replays a simulated run's decisions: each request goes to its instance, at its time of dispatch.
+
+    Raises:
+      LiveError: a request failed.
+    """
+    records = simulated.records
+    load = make_load(simulated.table, cluster.model, records.dispatch_s)
+    return measure(cluster, load, Given(records.instance), name=simulated.policy, progress=progress)
 
 
 def compare(case: Case, simulated: RunResult, measured: Sequence[Measured]) -> Comparison:
@@ -229,5 +252,5 @@ def run_case(
     for repeat in range(repeats):
         for name, result in simulated.items():
             report = progress(f"{case.name} {name} {repeat + 1}/{repeats}")
-            measured[name].append(measure(cluster, result, report))
+            measured[name].append(replay_decisions(cluster, result, report))
     return [compare(case, simulated[name], runs) for name, runs in measured.items()]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from jaxroute.live.agreement import QUANTITIES
 from jaxroute.plots import BLACK, BLUE, GREY, ORANGE
@@ -35,7 +35,7 @@ def fidelity_picture(comparison: Comparison) -> Figure:
         measured = [of(each) * scale for each in live]
         _draw_requests(above, simulated, measured)
         error = comparison.differences[0][name].error_percent
-        above.set_title(f"{NAMES[name]}: mean {error['mean']:+.2f} %, p99 {error['p99']:+.2f} %", fontsize="medium")
+        above.set_title(f"{NAMES[name]}\nmean {error['mean']:+.2f} %, p99 {error['p99']:+.2f} %", fontsize="medium")
         above.set(xlabel=f"live ({unit})", ylabel=f"simulated ({unit})")
         _draw_shares(below, simulated, measured)
         below.set(xlabel=f"{NAMES[name]} ({unit})", ylabel="share of requests")
@@ -59,8 +59,7 @@ def _draw_requests(axes: Axes, simulated: np.ndarray, measured: list[np.ndarray]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _tidy(axes)
 
 
