@@ -67,19 +67,22 @@ class Profile:
         console = table_console()
         out = self._checked_out()
         if self.refit is not None:
-            facts, steps, warnings = _read(self.refit)
-            self._finish(facts, steps, warnings, out, f"steps of {self.refit.name}, fitted anew", console)
+            facts, steps = _read(self.refit)
+            self._finish(facts, steps, (), out, f"steps of {self.refit.name}, fitted anew", console)
             return
         target, raw = self._target(), out.with_suffix(".raw.csv")
-        begin = time.monotonic()
+        begin, begin_ns = time.monotonic(), time.time_ns()
         try:
             with progress_bar(console, "measuring") as report:
-                facts, steps, warnings = measure(target, raw, datetime.date.today().isoformat(), report)
+                warnings = measure(target, raw, datetime.date.today().isoformat(), report)
         except OSError as error:
             raise InputError(f"{raw}: cannot be written ({first_line(error)}); check the folder") from error
+        except InputError as error:
+            raise InputError(f"{error}{_kept(raw, begin_ns)}") from error
         except KeyboardInterrupt:
-            Console(stderr=True).print(f"jaxroute: interrupted; what was measured is in {raw}, see --refit")
+            Console(stderr=True).print(f"jaxroute: interrupted{_kept(raw, begin_ns) or '; nothing was written'}")
             sys.exit(130)
+        facts, steps = _read(raw)
         source = f"jaxroute profile --budget {self.budget}, {facts.scheduler}, {len(steps):,} steps"
         console.print(f"{len(steps):,} steps in {time.monotonic() - begin:.0f} s, kept in {raw}")
         self._finish(facts, steps, warnings, out, source, console)
@@ -136,12 +139,18 @@ class Profile:
         )
 
 
-def _read(path: Path) -> tuple[Facts, list[Step], tuple[str, ...]]:
+def _kept(raw: Path, since_ns: int) -> str:
+    """Where to find what was measured before it ended, if anything was."""
+    is_new = raw.exists() and raw.stat().st_mtime_ns >= since_ns
+    return f"; the steps measured so far are in {raw}, see --refit" if is_new else ""
+
+
+def _read(path: Path) -> tuple[Facts, list[Step]]:
     from jaxroute.profiling.run import facts_of
     from jaxroute.profiling.steps import read_raw
 
     data, steps = read_raw(path)
-    return facts_of(data, path), steps, ()
+    return facts_of(data, path), steps
 
 
 def _show(result: Result, console: Console) -> None:

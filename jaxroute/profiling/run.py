@@ -86,11 +86,11 @@ Report = Callable[[int, int], None]
 """Called with what is done so far and all of it."""
 
 
-def measure(target: Target, raw: Path, date: str, report: Report) -> tuple[Facts, list[Step], tuple[str, ...]]:
+def measure(target: Target, raw: Path, date: str, report: Report) -> tuple[str, ...]:
     """Measures a server; what was measured is in the file `raw` at any time.
 
     Returns:
-      The server's facts, the steps, and warnings.
+      Warnings; facts and steps are in the file.
 
     Raises:
       InputError: the server cannot be reached, refuses, fails, or cannot be measured.
@@ -98,9 +98,7 @@ def measure(target: Target, raw: Path, date: str, report: Report) -> tuple[Facts
     return asyncio.run(measure_server(target, raw, date, report))
 
 
-async def measure_server(
-    target: Target, raw: Path, date: str, report: Report
-) -> tuple[Facts, list[Step], tuple[str, ...]]:
+async def measure_server(target: Target, raw: Path, date: str, report: Report) -> tuple[str, ...]:
     """`measure`, within an event loop."""
     url = target.url.rstrip("/").removesuffix("/v1")
     if not url.startswith(("http://", "https://")):
@@ -118,17 +116,23 @@ async def measure_server(
             max_model_len=max_model_len,
             chunked=target.scheduler == "chunked",
         )
-        with raw.open("w", encoding="utf-8") as file:
-            file.write(header_lines(dataclasses.asdict(facts)))
-
-            def keep(steps: Sequence[Step]) -> None:
-                file.write(step_lines(steps))
-                file.flush()
-
-            found = await measure_steps(server, limits, target.budget, keep, report)
+        found = await measure_steps(server, limits, target.budget, _keeper(raw, facts), report)
         await asyncio.sleep(SETTLE_S)
-        warnings += _warnings(server, before, await read_metrics(server)) + _cut_warnings(found, limits)
-    return facts, list(found.steps), tuple(warnings)
+        warnings += use_warnings(server, before, await read_metrics(server)) + _cut_warnings(found, limits)
+    return tuple(warnings)
+
+
+def _keeper(raw: Path, facts: Facts) -> Callable[[Sequence[Step]], None]:
+    """Writes steps to a raw file, which takes the place of another one when the first of them come."""
+    begun = False
+
+    def keep(steps: Sequence[Step]) -> None:
+        nonlocal begun
+        with raw.open("a" if begun else "w", encoding="utf-8") as file:
+            file.write(("" if begun else header_lines(dataclasses.asdict(facts))) + step_lines(steps))
+        begun = True
+
+    return keep
 
 
 async def measure_steps(
@@ -210,7 +214,8 @@ def _facts(target: Target, server: Server, metrics: Metrics, max_model_len: int,
     )
 
 
-def _warnings(server: Server, before: Metrics, after: Metrics) -> list[str]:
+def use_warnings(server: Server, before: Metrics, after: Metrics) -> list[str]:
+    """What the server's counters say against the measurement: others used it, it preempted, it found cached prompts."""
     grown = {name: after.sums[name] - before.sums[name] for name in before.sums}
     warnings = []
     foreign = grown[PROMPT] + grown[GENERATED] - server.asked_prompt_tokens - server.asked_output_tokens
