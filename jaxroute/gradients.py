@@ -26,6 +26,7 @@ from flax import struct
 
 from jaxroute.cluster import clock, fleet
 from jaxroute.cluster.config import ClusterConfig
+from jaxroute.cluster.queue import positions
 from jaxroute.cluster.state import ClusterState
 from jaxroute.cluster.view import router_view
 from jaxroute.policies.protocol import Policy
@@ -209,7 +210,7 @@ def _times_of(params: ClusterParams, workload: Workload, cluster: ClusterState, 
         return clock.seconds_between(workload.arrival, _with_derivative(own, instance, ended), params.dt)
 
     finish_step = book.requests.last.step[instance, rows]
-    left = (cluster.instance >= 0) & (finish_step >= 0) & ~_is_here(cluster)
+    left = (cluster.instance >= 0) & (finish_step >= 0) & ~_is_here(workload, cluster)
     frontend = params.instances.frontend_s[instance]
     first_s, last_s = seconds(book.requests.first), seconds(book.requests.last)
     gaps = (workload.output_tokens - 1).astype(jnp.float32)
@@ -223,17 +224,14 @@ def _times_of(params: ClusterParams, workload: Workload, cluster: ClusterState, 
     )
 
 
-def _is_here(cluster: ClusterState) -> jax.Array:
+def _is_here(workload: Workload, cluster: ClusterState) -> jax.Array:
     """[N] bool, requests that run or wait at an instance; preempted ones have times in the ledger already."""
-    engines = cluster.engines
-    requests = cluster.engines.ledger.preemptions.shape[-1]  # type: ignore[union-attr]
-    running = jnp.where(engines.slots.order >= 0, engines.slots.request, requests)
-    place = jnp.arange(engines.queue.request.shape[-1], dtype=jnp.int32)
-    offset = place - engines.queue.head[:, None]
-    offset = jnp.where(offset < 0, offset + engines.queue.request.shape[-1], offset)
-    waiting = jnp.where(offset < engines.queue.count[:, None], engines.queue.request, requests)
-    here = jnp.zeros(requests, jnp.bool_)
-    return here.at[running.ravel()].set(True, mode="drop").at[waiting.ravel()].set(True, mode="drop")
+    engines, requests = cluster.engines, workload.prompt_tokens.shape[0]
+    waits = jax.vmap(lambda queue: positions(queue) < queue.count)(engines.queue)
+    here = jnp.where(engines.slots.order >= 0, engines.slots.request, requests).ravel()
+    there = jnp.where(waits, engines.queue.request, requests).ravel()
+    nowhere = jnp.zeros(requests, jnp.bool_)
+    return nowhere.at[here].set(True, mode="drop").at[there].set(True, mode="drop")
 
 
 def _with_derivative(stamp: Time, instance: jax.Array, ended: jax.Array) -> Time:

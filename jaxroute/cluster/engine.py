@@ -89,7 +89,8 @@ def advance(
 
     def body(carry: Carry) -> Carry:
         count, engine, steps = carry
-        return count + 1, *engine_step(config, params, workload, engine, now, dt, count, steps)
+        idle_start = _border(config, workload, engine, now)
+        return count + 1, *engine_step(config, params, workload, engine, now, idle_start, dt, count, steps)
 
     start = (jnp.int32(0), state.replace(finished_early_s=jnp.zeros_like(state.finished_early_s)), log)
     if config.fixed_steps:
@@ -107,17 +108,18 @@ def engine_step(
     workload: Workload,
     state: EngineState,
     now: jax.Array,
+    idle_start: Time,
     dt: Interval,
     row: jax.Array,
     log: StepLog | None,
 ) -> tuple[EngineState, StepLog | None]:
     """Ends the step in progress if it ends in interval `now`, and starts the next: finish, schedule, execute.
 
-    An instance to which nothing happens in the interval any more is left as it is. `row` is where the step goes in
-    the log.
+    An instance to which nothing happens in the interval any more is left as it is. An idle one starts at `idle_start`;
+    `row` is where the step goes in the log.
     """
     ends = state.step.busy & (state.step.end.step <= now)
-    start = clock.select(ends, state.step.end, _border(config, workload, state, now))
+    start = clock.select(ends, state.step.end, idle_start)
     start_rest = jnp.where(ends, state.step.end_rest, 0)
     log = _log_end(log, row, ends, state.step.end)
     in_progress, finished_early_s = state.step, state.finished_early_s

@@ -65,7 +65,7 @@ def dispatch(config: ClusterConfig, workload: Workload, state: ClusterState, act
     head = head_of(workload, state)
     sends = (state.dispatched < state.arrived) & (action >= 0) & (action < instances)
     wanted = sends & (jnp.arange(instances, dtype=jnp.int32) == action)
-    engines = jax.vmap(lambda engine, here: _receive_request(config, workload, engine, head, here))(
+    engines = jax.vmap(lambda engine, here: receive_request(config, workload, engine, head, here))(
         state.engines, wanted
     )
     state = leave(state.replace(engines=engines), head, sends)
@@ -94,9 +94,10 @@ def is_void(state: ClusterState) -> jax.Array:
     return jnp.any(engines.overflow | engines.stuck | engines.overrun)
 
 
-def _receive_request(
+def receive_request(
     config: ClusterConfig, workload: Workload, engine: EngineState, request: jax.Array, wanted: jax.Array
 ) -> EngineState:
+    """The instance with a request that has just been sent to it, where `wanted` ([] bool)."""
     full = is_full(config, engine)
     taken = wanted & ~full
     one = taken.astype(jnp.int32)

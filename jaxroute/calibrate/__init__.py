@@ -1,0 +1,1 @@
+"""Fits a profile to a log of requests by derivatives through the simulator."""
