@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     from rich.console import Console
 
     from jaxroute.commands.bench import Bench
+    from jaxroute.commands.compare_live import CompareLive
     from jaxroute.commands.curves import Curves
     from jaxroute.commands.data import Data
     from jaxroute.commands.evaluate import Evaluate
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         "serve": Serve,
         "testbed": TestbedCommand,
         "fidelity": Fidelity,
+        "compare-live": CompareLive,
         "bench": Bench,
         "data": Data,
         "profiles": Profiles,

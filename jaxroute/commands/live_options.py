@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
+from jaxroute.commands.console import progress_bar
 from jaxroute.commands.options import FleetOptions, names_of, rate_warning
 from jaxroute.errors import InputError
 
 if TYPE_CHECKING:
     from jaxroute.live.cluster import LiveCluster
+    from jaxroute.live.fidelity import Case
+    from jaxroute.live.fidelity_report import Servers
     from jaxroute.profiles import StepProfile
     from jaxroute.simulate import Fleet
     from jaxroute.testbed import TestbedConfig
@@ -138,6 +141,43 @@ class LiveOptions(FleetOptions):
         finally:
             testbed.__exit__(None, None, None)
 
+    def measured(self, scheduler: str, cluster: LiveCluster, table: RequestTable, console: Console) -> Servers:
+        """The servers with `frontend_ms` as it is, measured before they have anything to do.
+
+        Raises:
+          InputError: a server fails, or has something to do.
+        """
+        from jaxroute.live.fidelity import measure_idle
+        from jaxroute.live.fidelity_report import Servers
+
+        with console.status("measuring the front end"):
+            frontend = measure_idle(cluster, table.prompt_tokens)
+        console.print(
+            f"{scheduler}: frontend_ms {frontend.frontend_ms:.2f}; a decode step takes "
+            f"{frontend.step_excess_ms:+.3f} ms beyond its profile"
+        )
+        return Servers(scheduler, dataclasses.replace(cluster.profile, frontend_ms=frontend.frontend_ms), frontend)
+
+    def cases(self, scheduler: str, seeds: Sequence[int], console: Console) -> list[list[Case]]:
+        """All that will be run on the servers of a scheduler, for each traffic one case for each seed.
+
+        Raises:
+          InputError: requests that the servers cannot hold.
+        """
+        from jaxroute.live.fidelity import Case
+        from jaxroute.workload.prediction import predict
+
+        fleet = self.fleet(self.servers(scheduler), scheduler)
+        made: list[list[Case]] = []
+        for each in self.traffic(fleet, console):
+            made.append([])
+            for seed in seeds:
+                table = each.table(seed)
+                fleet.check(table)
+                prediction = predict(table, self.prediction, seed=seed)
+                made[-1].append(Case(scheduler, each.workload, each.load, each.rate_per_s, fleet, table, prediction))
+        return made
+
     def traffic(self, fleet: Fleet, console: Console) -> list[Traffic]:
         """Every workload at every speed, for this fleet.
 
@@ -191,6 +231,18 @@ class LiveOptions(FleetOptions):
         if not rates and not loads:
             raise InputError("--load: give at least one, such as 0.7, or --rate")
         return loads, rates
+
+
+@contextmanager
+def run_bars(console: Console) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A bar for the run of the moment, whose name is printed; the yielded function starts one."""
+    with progress_bar(console, "live") as report:
+
+        def start(what: str) -> Callable[[int, int], None]:
+            console.print(f"[dim]{what}[/]")
+            return report
+
+        yield start
 
 
 def _positive(text: str, option: str) -> list[float]:

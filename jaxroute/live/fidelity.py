@@ -56,6 +56,11 @@ class Case:
         speed = f"rate-{self.rate_per_s:.3g}" if self.load is None else f"load-{self.load:g}"
         return f"{self.scheduler}-{self.table.name.rsplit('/', 1)[-1]}-{speed}"
 
+    def on(self, profile: StepProfile) -> Case:
+        """The same requests for servers of another profile."""
+        fleet = dataclasses.replace(self.fleet, profiles=(profile,) * len(self.fleet.profiles))
+        return dataclasses.replace(self, fleet=fleet)
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:

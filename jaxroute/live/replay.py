@@ -116,11 +116,13 @@ class LiveRun:
       result: the requests' records, on the table's clock, as of a simulation; what no client sees (when an engine
         started a request, how often it preempted it) is NaN.
       late_s: [N] float64, how much later than it was due each request was sent.
+      backends: [N] the server that each request got, as `jaxroute serve` names it; empty texts without such a router.
       origin: `time.perf_counter` at the table's time zero.
     """
 
     result: RunResult
     late_s: np.ndarray
+    backends: tuple[str, ...]
     origin: float
 
     @property
@@ -194,7 +196,7 @@ async def replay(
         frontend_s=np.zeros(len(urls)),
         dt_s=0.0,
     )
-    return LiveRun(result, handed_s - load.due_s, origin)
+    return LiveRun(result, handed_s - load.due_s, tuple(answer.backend for answer in done), origin)
 
 
 def _records(
