@@ -27,7 +27,7 @@ from jaxroute.relaxed.state import (
     Engine,
     Rows,
 )
-from jaxroute.relaxed.work import Marginal, StepTime, prefill_time, present, step_time, whole_sums
+from jaxroute.relaxed.work import Derivative, Marginal, StepTime, prefill_time, present, step_time, whole_sums
 from jaxroute.types import InstanceParams, Interval, Time
 
 RATE_MEMORY_S = 5.0
@@ -94,7 +94,7 @@ class Before(NamedTuple):
 
 
 def border(
-    params: InstanceParams, rows: Rows, engine: Engine, now: jax.Array, dt: Interval, marginal: Marginal
+    params: InstanceParams, rows: Rows, engine: Engine, now: jax.Array, dt: Interval, derivative: Derivative
 ) -> tuple[Engine, Ended]:
     """Ends the step in progress if it ends in interval `now`, and starts the next one if there is work.
 
@@ -104,7 +104,7 @@ def border(
       engine: the instance.
       now: [] int32.
       dt: the router interval.
-      marginal: which derivative the step times have.
+      derivative: which one is carried.
     """
     ends = engine.busy & (engine.end.step <= now)
     start = clock.select(ends, engine.end, clock.at_step(now))
@@ -112,7 +112,7 @@ def border(
     engine, ended = _finish(params, rows, engine, ends, dt)
     starts = ~engine.busy & jnp.any(engine.copies.stage != GONE)
     plan = _schedule(params, rows, engine, starts)
-    return _execute(params, engine, plan, start, start_rest, starts, dt, marginal), ended
+    return _execute(params, engine, plan, start, start_rest, starts, dt, derivative), ended
 
 
 def used_blocks(params: InstanceParams, copies: Copies) -> jax.Array:
@@ -324,10 +324,11 @@ def _execute(
     start_rest: jax.Array,
     starts: jax.Array,
     dt: Interval,
-    marginal: Marginal,
+    derivative: Derivative,
 ) -> Engine:
     """Starts the step."""
     copies = engine.copies
+    marginal = derivative.marginal
     time = _step_time(params, engine, plan, marginal)
     end, end_rest = clock.later(start, start_rest, time.seconds, time.rest, dt)
     takes_part = plan.decodes | plan.prefills
@@ -340,7 +341,7 @@ def _execute(
         kv=jnp.where(plan.preempted, 0, copies.kv),
         chunk=jnp.where(busy, plan.chunk, copies.chunk),
         extra_s=copies.extra_s + jnp.where(busy & takes_part, time.missing, 0),
-        delay_s=jnp.where(waited, plan.delay_s, copies.delay_s),
+        delay_s=jnp.where(waited, plan.delay_s, copies.delay_s) if derivative.waits else copies.delay_s,
         blocked=jnp.where(plan.preempted, BY_BLOCKS, jnp.where(plan.admitted, NOT_BLOCKED, plan.blocked)),
         preemptions=None if preemptions is None else preemptions + plan.preempted.astype(jnp.int32),
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxroute.cluster import clock
 from jaxroute.relaxed.engine import Ended, border, used_blocks
 from jaxroute.relaxed.state import GONE, NOT_BLOCKED, PREFILLING, WAITING, Engine, RelaxedState, Rows, Scraped, arrived_by
-from jaxroute.relaxed.work import Marginal
+from jaxroute.relaxed.work import MOVES, Derivative
 from jaxroute.types import ClusterParams, InstanceParams, Interval, Time, Workload
 
 
@@ -22,7 +22,7 @@ def step(
     weights: jax.Array,
     *,
     steps: int,
-    marginal: Marginal = Marginal.TANGENT,
+    derivative: Derivative = MOVES,
 ) -> tuple[RelaxedState, jax.Array]:
     """One router interval.
 
@@ -33,7 +33,7 @@ def step(
       weights: [I] float32, with which the head of the router queue goes to each instance: they add up to 1, or are all
         0 to hold it. Without a head they mean nothing.
       steps: K, engine steps that an instance can start in an interval at the most (`ClusterConfig`).
-      marginal: which derivative the step times have.
+      derivative: what the derivative by the weights takes in.
 
     Returns:
       The state at the start of the next interval, and the weighted seconds that all requests have spent in the system
@@ -41,7 +41,7 @@ def step(
     """
     state = dispatch(params, workload, state, weights)
     before = _in_system(state)
-    run = partial(_advance, steps=steps, marginal=marginal)
+    run = partial(_advance, steps=steps, derivative=derivative)
     engines, early = jax.vmap(run, in_axes=(0, None, 0, None, None))(
         params.instances, state.rows, state.engines, state.now, params.dt
     )
@@ -137,12 +137,12 @@ def _advance(
     dt: Interval,
     *,
     steps: int,
-    marginal: Marginal,
+    derivative: Derivative,
 ) -> tuple[Engine, jax.Array]:
     """One instance through an interval; also the weighted seconds from the finishes in it to its end."""
 
     def body(carry: Engine, _: None) -> tuple[Engine, Ended]:
-        return border(params, rows, carry, now, dt, marginal)
+        return border(params, rows, carry, now, dt, derivative)
 
     engine, ended = jax.lax.scan(body, engine, None, length=steps)
     # A copy of weight 0 that has finished is no longer in the system either.

@@ -5,6 +5,7 @@ Axis letters: M copies.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 
 import jax
@@ -25,6 +26,27 @@ class Marginal(enum.Enum):
 
     TANGENT = "tangent"
     SECANT = "secant"
+
+
+@dataclasses.dataclass(frozen=True)
+class Derivative:
+    """What the derivative by the weights takes in; the values are the same with all of them.
+
+    Attributes:
+      marginal: of step times.
+      waits: whether the waits for a place in the KV cache or among `max_num_seqs` have a derivative: as a function of
+        the weights they jump, and this is the slope of the stairs.
+    """
+
+    marginal: Marginal = Marginal.SECANT
+    waits: bool = True
+
+
+MOVES = Derivative()
+"""What sending requests elsewhere changes."""
+
+PATHWISE = Derivative(Marginal.TANGENT, waits=False)
+"""The derivative proper, of a run in which no event changes its place."""
 
 
 class Sums(struct.PyTreeNode):

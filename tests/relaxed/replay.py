@@ -12,7 +12,7 @@ import numpy as np
 from jaxroute.cluster.params import make_params
 from jaxroute.relaxed import fleet
 from jaxroute.relaxed.state import RelaxedState, all_finished, initial_state
-from jaxroute.relaxed.work import Marginal
+from jaxroute.relaxed.work import MOVES, Derivative
 from jaxroute.types import ClusterParams, Workload
 
 ROWS = cases.REQUESTS
@@ -34,7 +34,7 @@ def padded(case: cases.Case) -> np.ndarray:
     return np.pad(case.not_before, (0, ROWS - len(case.not_before))).astype(np.int32)
 
 
-@partial(jax.jit, static_argnames=("length", "marginal"))
+@partial(jax.jit, static_argnames=("length", "derivative"))
 def played(
     params: ClusterParams,
     workload: Workload,
@@ -43,7 +43,7 @@ def played(
     state: RelaxedState,
     *,
     length: int,
-    marginal: Marginal = Marginal.TANGENT,
+    derivative: Derivative = MOVES,
 ) -> tuple[RelaxedState, jax.Array]:
     """The state after `length` intervals more, and the seconds in the system of each."""
 
@@ -51,7 +51,7 @@ def played(
     def body(state: RelaxedState, _: None) -> tuple[RelaxedState, jax.Array]:
         head = jnp.minimum(state.dispatched, ROWS - 1)
         own = jnp.where(state.now >= not_before[head], weights[head], 0)
-        return fleet.step(params, workload, state, own, steps=cases.STEPS, marginal=marginal)
+        return fleet.step(params, workload, state, own, steps=cases.STEPS, derivative=derivative)
 
     return jax.lax.scan(body, state, None, length=length)
 
