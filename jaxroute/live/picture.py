@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from jaxroute.live.agreement import QUANTITIES
 from jaxroute.plots import BLACK, BLUE, GREY, ORANGE
@@ -57,10 +57,17 @@ def _draw_requests(axes: Axes, simulated: np.ndarray, measured: list[np.ndarray]
         axes.plot(each, simulated, "o", color=BLUE, ms=3, alpha=0.45, mew=0)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+        axis.set_major_locator(_locator(low, high))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     _tidy(axes)
+
+
+def _locator(low: float, high: float) -> Locator:
+    """Few round numbers on a log axis, however narrow."""
+    if high / low < 5:
+        return MaxNLocator(5)
+    return LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,))
 
 
 def _draw_shares(axes: Axes, simulated: np.ndarray, measured: list[np.ndarray]) -> None:
