@@ -66,12 +66,11 @@ class TestbedConfig:
 def emulated_profile(config: TestbedConfig) -> StepProfile:
     """The profile that the engines really emulate.
 
-    Its steps take `slow_down` times as long; its blocks are of a size that vLLM has on CPU, for as many KV tokens; and
-      no request is longer than the KV cache or the model, nor, with whole prompts, than a step's budget, since vLLM would
-      not start.
+    Its steps take `slow_down` times as long; its blocks are of a size that vLLM has on CPU, for as many KV tokens. No
+    request is longer than the KV cache or the model, nor, with whole prompts, than a step's budget: so vLLM wants it.
 
-      Raises:
-        InputError: the KV cache would have no block.
+    Raises:
+      InputError: the KV cache would have no block.
     """
     profile, slow = config.profile, config.slow_down
     block = CPU_BLOCK * math.ceil(profile.block_size / CPU_BLOCK)

@@ -16,7 +16,7 @@ from jaxroute.errors import InputError
 from jaxroute.testbed.vllm_command import HOST
 
 STOP_S = 10.0
-TAIL_LINES = 12
+TAIL_LINES = 8
 
 
 class Engine:
@@ -45,11 +45,8 @@ class Engine:
         """Raises InputError, with the end of its log, where the engine has died."""
         code = self._process.poll()
         if code is not None:
-            lines = self._log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-            tail = "\n  ".join(lines)
-            raise InputError(
-                f"the engine at {self.url} ended with code {code}; the end of its log {self._log}:\n  {tail}"
-            )
+            told = "\n  ".join(self._told())
+            raise InputError(f"the engine at {self.url} ended with code {code}; its log says:\n  {told}")
 
     def is_healthy(self) -> bool:
         """Whether it answers."""
@@ -73,6 +70,15 @@ class Engine:
         self._process.wait()
         while self._group_lives():
             time.sleep(0.02)
+
+    def _told(self) -> list[str]:
+        """The end of its log, and the last errors above that: the cause is often far from the end."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        # A library's own bookkeeping, whenever a process ends.
+        lines = [line for line in lines if not line.startswith((" - ", "nanobind:", "See https://nanobind"))]
+        end = lines[-TAIL_LINES:]
+        errors = [line for line in lines[:-TAIL_LINES] if "Error" in line][-TAIL_LINES:]
+        return [*dict.fromkeys(errors), *end]
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):

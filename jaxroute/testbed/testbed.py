@@ -86,6 +86,11 @@ class Testbed:
         """Stops the engines."""
         self._resources.close()
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the engines' API servers while they run; each leads a session of its own."""
+        return tuple(engine.pid for engine in self._engines)
+
     def check(self) -> None:
         """Raises InputError where an engine has died."""
         for engine in self._engines:
