@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     from rich.console import Console
 
     from jaxroute.commands.bench import Bench
+    from jaxroute.commands.calibrate import Calibrate
     from jaxroute.commands.compare_live import CompareLive
     from jaxroute.commands.curves import Curves
     from jaxroute.commands.data import Data
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         "curves": Curves,
         "export": Export,
         "predictor": Predictor,
+        "calibrate": Calibrate,
         "serve": Serve,
         "testbed": TestbedCommand,
         "fidelity": Fidelity,

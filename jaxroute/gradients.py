@@ -6,8 +6,8 @@
 
 Forward mode (`jax.jvp`, `jax.jacfwd`), reverse mode and `vmap` all go through the simulation itself. They are
 *pathwise*: which request is in which engine step is decided by the forward run and is a constant to them, and with that
-order fixed a token's time is a sum of step times, smooth in the coefficients. A derivative is exact for changes so small
-that no event changes places with another, and blind to what happens when one does.
+order fixed a token's time is a sum of step times, smooth in the coefficients. A derivative is exact for changes so
+small that no event changes places with another, and blind to what happens when one does.
 `jaxroute/calibrate/README.md` lists what is exact, what is zero, and what was measured of the difference.
 
 How it stays cheap: integers carry no derivative, so what reverse mode has to keep of an interval is the arithmetic of
@@ -99,9 +99,7 @@ class DifferentiableRun:
         """What the clients see."""
         states, key = self.policy.initial_state(self.instances), jax.random.key(self.seed)
         lane = start_lane(self.config, params, workload, states, key)
-        return request_times(
-            self.config, self.policy, params, workload, lane, length=self.length, segment=self.segment
-        )
+        return request_times(self.config, self.policy, params, workload, lane, length=self.length, segment=self.segment)
 
 
 def differentiable_run(

@@ -83,8 +83,8 @@ def latency_cdf(results: Sequence[RunResult]) -> Figure:
             axes.plot(seconds, share, drawstyle="steps-post", lw=1.8, label=result.policy, **policy_line_style(index))
         axes.set_xscale("log")
         axes.set_ylim(0, 1.01)
-        _label_log_axis(axes)
-        _tidy(axes, xlabel=label)
+        label_log_axis(axes)
+        tidy(axes, xlabel=label)
     panels[0].set_ylabel("share of requests")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, handlelength=2.8)
     return figure
@@ -112,7 +112,7 @@ def queue_lengths(result: RunResult) -> Figure:
     router.set_ylim(0, 1.05 * max(1, queue.max()))
     for axes in (router, *panels):
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        _tidy(axes)
+        tidy(axes)
     panels[-1].set_xlim(time_s[0], time_s[-1])
     panels[-1].set_xlabel("time (s)")
     figure.supylabel("requests", fontsize="medium")
@@ -141,7 +141,7 @@ def step_timeline(result: RunResult, start_s: float, end_s: float) -> Figure:
     for instance, axes in enumerate(lanes):
         _draw_steps(axes, timeline, shown & (timeline.step_instance == instance), outlined=not dense)
         _name_panel(axes, f"instance {instance}")
-        _tidy(axes)
+        tidy(axes)
     longest_ms = 1e3 * timeline.step_duration_s[shown].max(initial=1e-3)
     lanes[0].set(xlim=(start_s, end_s), ylim=(0, 1.25 * longest_ms))
     lanes[0].yaxis.set_major_locator(MaxNLocator(4 if result.instances <= 6 else 2))
@@ -172,10 +172,10 @@ def policy_comparison(results: Sequence[RunResult]) -> Figure:
     margin = max(1.2, (high / low) ** 0.15)
     axes.set_xscale("log")
     axes.set_xlim(low / margin, high * margin)
-    _label_log_axis(axes)
+    label_log_axis(axes)
     axes.set_yticks(rows, [summary.policy for summary in summaries])
     axes.set_ylim(-0.6, len(summaries) - 0.4)
-    _tidy(axes, xlabel="end-to-end latency (s)")
+    tidy(axes, xlabel="end-to-end latency (s)")
     axes.grid(False, axis="y")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -229,7 +229,7 @@ def _draw_changes(axes: Axes, cells: Sequence[CellResult], names: Sequence[str])
     axes.set_yscale("asinh", linear_width=LINEAR_PERCENT)
     axes.set_xticks(loads, [f"{load:g}" for load in loads])
     axes.set_xlim(loads[0] - 0.7 * spread, loads[-1] + 0.7 * spread)
-    _tidy(axes, xlabel="load")
+    tidy(axes, xlabel="load")
     axes.grid(False, axis="x")
 
 
@@ -294,7 +294,7 @@ def _thinned(timeline: Timeline, dt_s: float) -> tuple[np.ndarray, np.ndarray, n
     return np.append(timeline.time_s[starts], timeline.time_s[-1] + dt_s), queue, running, waiting
 
 
-def _label_log_axis(axes: Axes) -> None:
+def label_log_axis(axes: Axes) -> None:
     """Plain numbers at the fewest round values that give the log x axis at least four labels."""
     low, high = axes.get_xlim()
     decades = 10.0 ** np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -316,7 +316,8 @@ def _name_panel(axes: Axes, name: str) -> None:
     axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=12)
 
 
-def _tidy(axes: Axes, xlabel: str | None = None) -> None:
+def tidy(axes: Axes, xlabel: str | None = None) -> None:
+    """The look of all pictures: two spines, a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(True, color="#E4E4E4", lw=0.7)

@@ -2,9 +2,9 @@
 
 Unknowns are the logarithms of the nine coefficients and the front end's constant. The residuals are log(simulated /
 logged) of TTFT, E2E and mean TBT, each in units of its own robust spread, under Huber's loss: a request whose place in
-the order of events is not the log's must not pull. A normal prior around the profile that one starts from holds what the log says
-nothing about. Simulated times jump where events change places, and derivatives do not see it; several starts, and steps
-that are taken only where the loss itself falls, are the answer to that.
+the order of events is not the log's must not pull. A normal prior around the start holds what the log says nothing
+about. Derivatives are the anchored ones of `jaxroute.cluster.replay`. Times jump where events change places, and no
+derivative sees it: hence several starts, and steps that are taken only where the loss itself falls.
 """
 
 from __future__ import annotations
@@ -141,7 +141,13 @@ class Fitting:
     def spread(self, residuals: np.ndarray) -> np.ndarray:
         """[A, 3] robust spread of [A, 3, N] residuals around 0."""
         known = np.isfinite(self.observed)
-        found = np.stack([np.median(np.abs(residuals[:, q, known[q]]), axis=-1) if known[q].any() else np.zeros(len(residuals)) for q in range(3)], axis=1)
+        found = np.stack(
+            [
+                np.median(np.abs(residuals[:, q, known[q]]), axis=-1) if known[q].any() else np.zeros(len(residuals))
+                for q in range(3)
+            ],
+            axis=1,
+        )
         return np.maximum(1.4826 * found, SMALLEST_SPREAD)
 
     @property
@@ -179,7 +185,9 @@ def starts_of(count: int, seed: int, spread: float = 0.15) -> np.ndarray:
     rng = np.random.default_rng(seed)
     starts = np.zeros((count, len(UNKNOWNS)))
     # What all coefficients share is the speed of the machine, which is the likeliest thing to be wrong.
-    starts[1:, :-1] = spread * (rng.standard_normal((count - 1, 1)) + rng.standard_normal((count - 1, len(COEFFICIENTS))))
+    starts[1:, :-1] = spread * (
+        rng.standard_normal((count - 1, 1)) + rng.standard_normal((count - 1, len(COEFFICIENTS)))
+    )
     return starts
 
 
@@ -196,7 +204,9 @@ def gauss_newton(fitting: Fitting, starts: np.ndarray, *, iterations: int, progr
     history = [float(best.min())]
     for iteration in range(iterations):
         gradient, curvature = fitting.gradient(point, spread), fitting.curvature(point, spread)
-        scaled = curvature + damping[:, None, None] * np.einsum("akk->ak", curvature)[:, None, :] * np.eye(len(UNKNOWNS))
+        scaled = curvature + damping[:, None, None] * np.einsum("akk->ak", curvature)[:, None, :] * np.eye(
+            len(UNKNOWNS)
+        )
         step = -np.linalg.solve(scaled, gradient[..., None])[..., 0]
         tried = fitting.evaluate(fitting.clip(point.unknowns + step))
         better = fitting.loss(tried, spread) < best

@@ -83,7 +83,8 @@ class ServerModel:
         # Any dt in which one step at least fits will do: the replay has no intervals.
         config = make_config([profile], queue_capacity=int(counts.max()), dt=1e-4, records=True)
         workloads = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(_workload(log, row[:count], len(row)) for row, count in zip(rows, counts, strict=True))
+            lambda *leaves: jnp.stack(leaves),
+            *(_workload(log, row[:count], len(row)) for row, count in zip(rows, counts, strict=True)),
         )
         return cls(log, config, params, workloads, rows)
 
@@ -137,7 +138,7 @@ def _run(
     *,
     most_steps: int,
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Derivatives in the logarithms, [A, I, n, 9]; [A, I, n] TTFT and E2E since dispatch, [A, I] preemptions, completeness."""
+    """Slopes of TTFT, E2E and drift, [A, I, n, 9]; TTFT and E2E, [A, I, n]; preemptions and completeness, [A, I]."""
 
     def times(logs: jax.Array, base: jax.Array, workload: Workload):  # type: ignore[no-untyped-def]
         values = base * jnp.exp(logs)

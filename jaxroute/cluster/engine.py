@@ -124,7 +124,7 @@ def engine_step(
     log = _log_end(log, row, ends, state.step.end)
     in_progress, finished_early_s = state.step, state.finished_early_s
     if config.fixed_steps:
-        # The clock carries derivatives; to the loops over requests, which reverse mode cannot go through, it is constant.
+        # The clock carries derivatives; to the loops over requests, which reverse mode cannot pass, it is a constant.
         state = jax.lax.stop_gradient(state)
     finished_before = state.finished
     state = end_step(params, workload, state, ends, dt)

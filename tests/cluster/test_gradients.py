@@ -45,9 +45,7 @@ def config_of(case: cases.Case, *, fixed_steps: bool) -> ClusterConfig:
 
 def lane_of(case: cases.Case, config: ClusterConfig, params: ClusterParams, workload: Workload):
     pad = (0, cases.REQUESTS - len(case.table))
-    decisions = tuple(
-        jnp.asarray(np.pad(column, pad), jnp.int32) for column in (case.instance, case.not_before)
-    )
+    decisions = tuple(jnp.asarray(np.pad(column, pad), jnp.int32) for column in (case.instance, case.not_before))
     return start_lane(config, params, workload, decisions, jax.random.key(0))
 
 
@@ -223,7 +221,9 @@ def test_forward_mode_and_checkpointed_reverse_mode_agree_with_reverse_mode(seed
     step = params.instances.step
     tangent = jax.tree.map(lambda leaf: 0.01 * leaf, step)
     forward = jax.jit(lambda s, t: jax.jvp(of_step, (s,), (t,))[1])(step, tangent)
-    total = sum(np.asarray(r) @ np.asarray(t) for r, t in zip(jax.tree.leaves(reverse), jax.tree.leaves(tangent), strict=True))
+    total = sum(
+        np.asarray(r) @ np.asarray(t) for r, t in zip(jax.tree.leaves(reverse), jax.tree.leaves(tangent), strict=True)
+    )
     np.testing.assert_allclose(forward, total, rtol=1e-4)
 
 
@@ -231,7 +231,10 @@ def test_a_step_that_is_as_long_as_an_interval_keeps_its_derivative() -> None:
     """Its end falls on the border, where a maximum of 0 and the offset would halve the derivative."""
     case = cases.random_case(1)
     profile = dataclasses.replace(
-        case.profiles[0], coefficients_ms=dict.fromkeys(COEFFICIENTS, 0.0) | {"W": 20.0}, max_num_seqs=12, kv_blocks=4000
+        case.profiles[0],
+        coefficients_ms=dict.fromkeys(COEFFICIENTS, 0.0) | {"W": 20.0},
+        max_num_seqs=12,
+        kv_blocks=4000,
     )
     case = dataclasses.replace(case, profiles=(profile,) * cases.INSTANCES, schedulers=("chunked",) * cases.INSTANCES)
     params, workload = make_params(case.profiles, case.schedulers), case.workload
