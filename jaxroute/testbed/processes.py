@@ -15,7 +15,7 @@ from pathlib import Path
 from jaxroute.errors import InputError
 from jaxroute.testbed.vllm_command import HOST
 
-STOP_S = 10.0
+STOP_S, KILL_S, POLL_S = 10.0, 2.0, 0.02
 TAIL_LINES = 8
 
 
@@ -64,12 +64,11 @@ class Engine:
         """Waits until it has stopped, or `time.monotonic()` is `deadline`; then ends all that is left of its group."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, deadline - time.monotonic()))
-        while self._group_lives() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        self._wait_for_group(deadline)
         self._signal(signal.SIGKILL)
         self._process.wait()
-        while self._group_lives():
-            time.sleep(0.02)
+        # Where nobody collects orphans, those that were killed are listed for ever.
+        self._wait_for_group(time.monotonic() + KILL_S)
 
     def _told(self) -> list[str]:
         """The end of its log, and the last errors above that: the cause is often far from the end."""
@@ -84,12 +83,11 @@ class Engine:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
-    def _group_lives(self) -> bool:
-        try:
-            os.killpg(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+    def _wait_for_group(self, deadline: float) -> None:
+        with suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(self.pid, 0)
+                time.sleep(POLL_S)
 
 
 def take_ports(count: int, base: int | None) -> list[int]:

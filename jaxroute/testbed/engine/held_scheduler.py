@@ -64,6 +64,11 @@ class HeldScheduler(Scheduler):
             self._trace.flush()
         return outputs
 
+    def shutdown(self) -> None:
+        """Ends the trace, and what vLLM ends."""
+        self._trace.close()
+        super().shutdown()
+
     def _set_priority(self, priority: int) -> None:
         if self._is_realtime:
             try:

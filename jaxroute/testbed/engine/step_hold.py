@@ -140,3 +140,7 @@ class TraceWriter:
     def flush(self) -> None:
         """Puts all rows into the file."""
         self._file.flush()
+
+    def close(self) -> None:
+        """Ends the file, all rows in it."""
+        self._file.close()
