@@ -6,7 +6,9 @@ Each server is simulated alone under the dispatches that the log says it had: no
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from jaxroute.cluster.replay import replay_engine
 from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS, StepProfile
 from jaxroute.types import InstanceParams, Interval, StepCoefficients, Time, Workload
+from jaxroute.workload.device import arrival_steps, stack
 
 DT = 0.02
 """Unit of the clock, seconds; it rounds nothing."""
@@ -56,7 +59,7 @@ class ServerModel:
     Attributes:
       log: what they were sent.
       config: static sizes.
-      params: one server, whose coefficients are not read.
+      params: [I] leaves, the servers; their coefficients are not read.
       workloads: [I] leaves, its requests padded to the longest.
       rows: [I, n] rows of the log that those are, N where there is none.
     """
@@ -68,32 +71,32 @@ class ServerModel:
     rows: np.ndarray
 
     @classmethod
-    def create(cls, log: RequestLog, profile: StepProfile, scheduler: str) -> ServerModel:
-        """The model.
+    def create(cls, log: RequestLog, profiles: Sequence[StepProfile], schedulers: Sequence[str]) -> ServerModel:
+        """The model; one profile and one scheduler for each server of the log.
 
         Raises:
-          InputError: an unknown scheduler, or a request that cannot run on such a server.
+          InputError: an unknown scheduler, or a request that cannot run on its server.
         """
-        check_requests_fit(log.prompt_tokens, log.output_tokens, profile, scheduler, log.name)
-        params = jax.tree.map(lambda leaf: leaf[0], make_params([profile], [scheduler]).instances)
-        counts = np.bincount(log.server, minlength=len(log.servers))
-        rows = np.full((len(log.servers), counts.max()), len(log))
-        for server, count in enumerate(counts):
-            rows[server, :count] = np.flatnonzero(log.server == server)
-        # Any dt in which one step at least fits will do: the replay has no intervals.
-        config = make_config([profile], queue_capacity=int(counts.max()), dt=1e-4, records=True)
-        workloads = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves),
-            *(_workload(log, row[:count], len(row)) for row, count in zip(rows, counts, strict=True)),
-        )
+        params = make_params(profiles, schedulers).instances
+        own = [np.flatnonzero(log.server == server) for server in range(len(log.servers))]
+        for mine, profile, scheduler in zip(own, profiles, schedulers, strict=True):
+            check_requests_fit(log.prompt_tokens[mine], log.output_tokens[mine], profile, scheduler, log.name)
+        most = max(map(len, own))
+        rows = np.stack([np.pad(mine, (0, most - len(mine)), constant_values=len(log)) for mine in own])
+        # Any dt that a profile can honour will do: the replay has no intervals.
+        config = make_config(profiles, queue_capacity=most, dt=1e-4, records=True)
+        workloads = stack([_workload(log, mine, most) for mine in own])
         return cls(log, config, params, workloads, rows)
 
     def __call__(self, coefficients_s: np.ndarray) -> Simulated:
-        """Runs the servers with [A, 9] coefficients, seconds.
+        """Runs the servers with [A, 9] coefficients (or [A, I, 9], of each server), seconds.
 
         Raises:
           InputError: a run that does not come to an end.
         """
+        coefficients_s = np.asarray(coefficients_s)
+        if coefficients_s.ndim == 2:
+            coefficients_s = np.repeat(coefficients_s[:, None], len(self.log.servers), axis=1)
         tokens = int((self.log.prompt_tokens + self.log.output_tokens).sum())
         found = jax.device_get(
             _run(
@@ -140,7 +143,7 @@ def _run(
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """Slopes of TTFT, E2E and drift, [A, I, n, 9]; TTFT and E2E, [A, I, n]; preemptions and completeness, [A, I]."""
 
-    def times(logs: jax.Array, base: jax.Array, workload: Workload):  # type: ignore[no-untyped-def]
+    def times(logs: jax.Array, base: jax.Array, params: InstanceParams, workload: Workload) -> tuple[Any, Any]:
         values = base * jnp.exp(logs)
         step = StepCoefficients(**{name: values[place] for place, name in enumerate(COEFFICIENTS)})
         own = params.replace(step=step, step_rest=jax.tree.map(jnp.zeros_like, step))
@@ -149,8 +152,8 @@ def _run(
         return (ttft - run.drift, e2e - run.drift, run.drift), (ttft, e2e, run.preemptions, run.complete)
 
     slopes = jax.jacfwd(times, has_aux=True)
-    both = partial(slopes, jnp.zeros(len(COEFFICIENTS), jnp.float32))
-    return jax.vmap(jax.vmap(both, in_axes=(None, 0)), in_axes=(0, None))(coefficients_s, workloads)
+    servers = jax.vmap(partial(slopes, jnp.zeros(len(COEFFICIENTS), jnp.float32)))
+    return jax.vmap(servers, in_axes=(0, None, None))(coefficients_s, params, workloads)
 
 
 def _workload(log: RequestLog, rows: np.ndarray, size: int) -> Workload:
@@ -159,10 +162,9 @@ def _workload(log: RequestLog, rows: np.ndarray, size: int) -> Workload:
         padded[: len(rows)] = values
         return jnp.asarray(padded)
 
-    step = np.floor(log.dispatch_s[rows] / DT)
+    step, within, _ = arrival_steps(log.dispatch_s[rows], DT)
     offset = np.zeros(size, np.float32)
-    last = np.nextafter(np.float32(DT), np.float32(0))
-    offset[: len(rows)] = np.clip(log.dispatch_s[rows] - step * DT, 0, last)
+    offset[: len(rows)] = within
     nothing = jnp.zeros(size, jnp.int32)
     zeros = jnp.zeros(size, jnp.float32)
     return Workload(

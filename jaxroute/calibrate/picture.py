@@ -16,7 +16,7 @@ AFTER = {"color": BLUE, "marker": "o", "ms": 3, "mew": 0, "linestyle": "", "alph
 
 
 def residual_picture(log: RequestLog, fitted: Fitted, found: Calibration) -> Figure:
-    """Four panels: E2E and TTFT, simulated against logged (s); error of the E2E over time; step times against the start.
+    """Four panels: E2E and TTFT simulated against logged (s), error of the E2E over time, step times against the start.
 
     Args:
       log: all requests whose times are known counted.

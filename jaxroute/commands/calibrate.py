@@ -72,9 +72,9 @@ class Calibrate:
         log = read_request_log(self.log)
         log = log.of_servers(tuple(names_of(self.servers))) if self.servers else log
         used, judged = split(log)
-        fitting = Fitting(
-            ServerModel.create(used, start, self.scheduler), Start.of(start), fit_frontend=self.frontend == "fit"
-        )
+        servers = len(log.servers)
+        model = ServerModel.create(used, [start] * servers, [self.scheduler] * servers)
+        fitting = Fitting(model, Start.of(start), fit_frontend=self.frontend == "fit")
         with progress_bar(console, "fitting") as report:
             fitted = self._fit(fitting, report)
         found = calibration(fitting, fitted, judged, start, name=self.name or f"{start.name}-fitted")

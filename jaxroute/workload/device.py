@@ -48,26 +48,17 @@ def to_device(
     """
     count = len(table)
     size = count if size is None else size
-    if count > size:
-        raise InputError(f"{table.name}: {count} requests do not fit in a workload of {size}")
-    if table.arrival_s[-1] / dt > LATEST_STEP:
-        raise InputError(f"{table.name}: the last arrival is {table.arrival_s[-1]:.0f} s, too late for dt = {dt} s")
-    if not (np.isfinite(ageing) and ageing >= 0):
-        raise InputError(f"ageing is {ageing!r}, must be a finite number of tokens per second >= 0")
-    if not are_edges(spf_edges):
-        raise InputError(f"spf_edges is {list(spf_edges)}, must be numbers of tokens above 0 that ascend")
-    step, offset, visible = _arrival_steps(table.arrival_s, dt)
+    _check(table, dt=dt, size=size, ageing=ageing, spf_edges=spf_edges)
+    step, offset, visible = arrival_steps(table.arrival_s, dt)
+    key = shortness(table.arrival_s, prediction.tokens, ageing=ageing, edges=spf_edges)
 
-    def column(values: np.ndarray, fill: int) -> jnp.ndarray:
-        padded = np.full(size, fill, np.int32)
+    def column(values: np.ndarray, fill: int, dtype: type = np.int32) -> jax.Array:
+        padded: np.ndarray = np.full(size, fill, dtype)
         padded[:count] = values
         return jnp.asarray(padded)
 
-    key = shortness(table.arrival_s, prediction.tokens, ageing=ageing, edges=spf_edges)
-    offsets = np.zeros(size, np.float32)
-    offsets[:count] = offset
     return Workload(
-        arrival=Time(step=column(step, LATEST_STEP), offset=jnp.asarray(offsets)),
+        arrival=Time(step=column(step, LATEST_STEP), offset=column(offset, 0, np.float32)),
         visible_step=column(visible, LATEST_STEP),
         prompt_tokens=column(table.prompt_tokens, 1),
         output_tokens=column(table.output_tokens, 1),
@@ -82,12 +73,23 @@ def to_device(
     )
 
 
+def _check(table: RequestTable, *, dt: float, size: int, ageing: float, spf_edges: tuple[int, ...]) -> None:
+    if len(table) > size:
+        raise InputError(f"{table.name}: {len(table)} requests do not fit in a workload of {size}")
+    if table.arrival_s[-1] / dt > LATEST_STEP:
+        raise InputError(f"{table.name}: the last arrival is {table.arrival_s[-1]:.0f} s, too late for dt = {dt} s")
+    if not (np.isfinite(ageing) and ageing >= 0):
+        raise InputError(f"ageing is {ageing!r}, must be a finite number of tokens per second >= 0")
+    if not are_edges(spf_edges):
+        raise InputError(f"spf_edges is {list(spf_edges)}, must be numbers of tokens above 0 that ascend")
+
+
 def stack(workloads: Sequence[Workload]) -> Workload:
     """Workloads of one size N as one, with a leading axis on every leaf."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *workloads)
 
 
-def _arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrival_steps(arrival_s: np.ndarray, dt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Interval and offset of each arrival, and the first interval in which it can be the head of the queue.
 
     Rows in another order than that of arrival (a replay of given dispatches) become visible in the order of the rows.
