@@ -80,7 +80,11 @@ class Timeouts:
 
     Attributes:
       connect_s: to connect to a backend.
-      answer_s: until a backend sends anything; an answer that is not streamed comes whole, so this bounds it.
+      answer_s: until a backend sends anything of an answer that is not streamed: it comes whole, so this bounds it.
+      first_byte_s: until a backend begins a stream; then another one is tried. A backend whose `/health` fails is left
+        sooner (see `Watching`): this is for one that says it is well and answers nothing. It must be longer than
+        requests wait at the servers in an overload, or they are taken away there and start again elsewhere, which adds
+        to the load.
       stream_s: between two pieces of a stream.
       body_s: until a client has sent its body.
       client_idle_s: that a client's connection may be open without a whole request header.
@@ -90,6 +94,7 @@ class Timeouts:
 
     connect_s: float = 2.0
     answer_s: float = 600.0
+    first_byte_s: float = 120.0
     stream_s: float = 120.0
     body_s: float = 30.0
     client_idle_s: float = 30.0

@@ -88,6 +88,13 @@ class Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(silence_s, self._check_silence)
         self._transport.write(head + body)
 
+    def allow_silence(self, silence_s: float) -> None:
+        """From now on, reading fails after so many seconds without a byte."""
+        self._silence_s = silence_s
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(silence_s, self._check_silence)
+
     async def begin(self) -> None:
         """Waits for the headers of the answer.
 

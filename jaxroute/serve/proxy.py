@@ -226,7 +226,7 @@ class Proxy:
                 else:
                     self._backends.undecided(backend)
                 exclude, last = exclude | {backend.name}, failure
-                if visit.tries > self._limits.retries or failure.reason in ("too-large", "timeout"):
+                if visit.tries > self._limits.retries or not _is_worth_another(visit.call, failure):
                     return self._give_up(visit, backend.name, failure)
                 self._telemetry.retries.labels(failure.reason).inc()
                 continue
@@ -358,3 +358,8 @@ class Proxy:
                 "e2e_s": round(e2e_s, 6),
             }
             LOG.info("request", extra=facts)
+
+
+def _is_worth_another(call: Call, failure: BackendError) -> bool:
+    """Whether another backend could do better; an answer that is not streamed had all the time that there is."""
+    return failure.reason != "too-large" and (call.streamed or failure.reason != "timeout")

@@ -140,7 +140,7 @@ class Upstream:
 
     async def _try(self, connection: Connection, place: Place, backend: Backend, call: Call, head: bytes) -> Answer:
         timeouts, keep = self._timeouts, False
-        silence_s = timeouts.stream_s if call.streamed else timeouts.answer_s
+        silence_s = timeouts.first_byte_s if call.streamed else timeouts.answer_s
         backend.waits.add(connection)
         try:
             connection.send(head, call.body, silence_s, no_body=call.method == "HEAD")
@@ -148,6 +148,7 @@ class Upstream:
             status, headers = connection.status, connection.headers
             if status == 200 and headers.get("Content-Type", "").lower().startswith(EVENT_STREAM):
                 first = await connection.read()
+                connection.allow_silence(timeouts.stream_s)
                 keep = True
                 return Answer(status, headers, first, Stream(connection, place, self._pool))
             answer = Answer(status, headers, await self._whole(connection))

@@ -91,6 +91,46 @@ async def test_a_hung_backend_loses_its_requests_to_another_once_its_health_chec
         s.servers[0].break_with(None)
 
 
+async def test_a_backend_that_hangs_and_says_it_is_well_loses_its_streams_to_another_in_time() -> None:
+    # None of its failed health checks counts.
+    async with service(2, timeouts=Timeouts(first_byte_s=1.0), watching=Watching(health_failures=1000)) as s:
+        s.servers[0].break_with("hang")
+        start = time.monotonic()
+        replies = await asyncio.gather(*(s.post(completion(3, stream=True)) for _ in range(4)))
+        assert 1.0 <= time.monotonic() - start < 5
+        assert [reply.status for reply in replies] == [200] * 4
+        assert all(text_of(reply.events) == FakeVllm.words(0, 3) for reply in replies)
+        assert {reply.headers["X-Jaxroute-Backend"] for reply in replies} == {"server-1"}
+        assert await failures(s, "server-0", "timeout") == 2
+        assert await s.metric('jaxroute_retries_total{reason="timeout"}') == 2
+        assert await s.in_flight() == 0
+        s.servers[0].break_with(None)
+
+
+async def test_where_every_backend_hangs_a_stream_is_a_504_after_the_tries() -> None:
+    async with service(
+        2, timeouts=Timeouts(first_byte_s=0.2), limits=Limits(retries=1), watching=Watching(health_failures=1000)
+    ) as s:
+        for server in s.servers:
+            server.break_with("hang")
+        start = time.monotonic()
+        reply = await s.post(completion(3, stream=True))
+        assert 0.4 <= time.monotonic() - start < 3
+        assert (reply.status, reply.json["error"]["code"]) == (504, "backend_timeout")
+
+
+@pytest.mark.parametrize(("first_s", "between_s"), [(0.8, 1.6), (5.0, 0.2)])
+async def test_a_stream_that_has_begun_has_the_time_between_two_pieces(first_s: float, between_s: float) -> None:
+    async with service(1, timeouts=Timeouts(first_byte_s=first_s, stream_s=between_s)) as s:
+        s.servers[0].break_with("stall")
+        start = time.monotonic()
+        reply = await s.post(completion(10, stream=True))
+        assert between_s <= time.monotonic() - start
+        assert reply.events[-1]["error"]["code"] == "backend_stalled"
+        if between_s < first_s:
+            assert time.monotonic() - start < first_s
+
+
 async def test_a_backend_that_does_not_answer_in_time_is_a_504() -> None:
     async with service(2, timeouts=Timeouts(answer_s=0.2), watching=Watching(health_failures=1000)) as s:
         for server in s.servers:
