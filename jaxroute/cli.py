@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.predictor import Predictor
     from jaxroute.commands.profile import Profile
     from jaxroute.commands.profiles import Profiles
+    from jaxroute.commands.sensitivity import Sensitivity
     from jaxroute.commands.serve import Serve
     from jaxroute.commands.simulate import Simulate
     from jaxroute.commands.testbed import TestbedCommand
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         "export": Export,
         "predictor": Predictor,
         "calibrate": Calibrate,
+        "sensitivity": Sensitivity,
         "serve": Serve,
         "testbed": TestbedCommand,
         "fidelity": Fidelity,

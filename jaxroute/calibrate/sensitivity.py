@@ -45,8 +45,8 @@ GROUPS = {
     "step overhead": ("h", "u", "v"),
 }
 """Coefficients that a property of the hardware stands behind, as far as the form of the step time tells them apart: W
-is the reading of the weights, d of the KV cache, e of what else a sequence has; g, f and x are multiplications; h, u and
-v are what a step costs besides. A change by 1 % of the first two is one of speed: their coefficients shrink."""
+is the reading of the weights, d of the KV cache, e of what else a sequence has; g, f and x are multiplications; h, u
+and v are what a step costs besides. A change by 1 % of the first two is one of speed: their coefficients shrink."""
 
 KV_SIZE, MAX_SEQS, RATE = "KV size", "max_num_seqs", "arrival rate"
 
