@@ -23,7 +23,7 @@ CAPACITY_SEED = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sensitivity(FleetOptions):
-    """What the latency of a fleet depends on: the change in % for 1 % more memory bandwidth, compute, KV cache, load ...
+    """What the latency of a fleet depends on: % of change for 1 % more memory bandwidth, compute, KV cache or load.
 
     Each number comes from simulations a little to both sides with the same requests; beside it the derivatives through
     the simulator, which hold the order of events. Writes OUT/sensitivity.json and OUT/sensitivity.png.
