@@ -169,7 +169,7 @@ def _show(result: Result, console: Console) -> None:
         percents = (error.median_percent, error.p90_percent, error.noise_percent)
         table.add_row(error.regime, str(error.steps), *(f"{percent:.1f} %" for percent in percents))
     console.print(table)
-    console.print(f"decode steps that compute the same differ by {result.noise:.1%} (standard deviation, robust)")
+    console.print(f"tokens are late by {result.noise:.1%} of a decode step (standard deviation)")
     for remark in fit.remarks:
         console.print(f"note: {remark}")
     for warning in result.warnings:

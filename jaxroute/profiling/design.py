@@ -112,8 +112,8 @@ class _Effort:
 
 
 _EFFORTS: dict[str, _Effort] = {
-    "quick": _Effort(2, (0, 2), (1,), 1, 4, 12, 2500.0),
-    "full": _Effort(1, (0, 1, 2, 3), (0, 1, 2), 2, 6, 18, 6000.0),
+    "quick": _Effort(2, (0, 2), (1,), 1, 10, 12, 2500.0),
+    "full": _Effort(1, (0, 1, 2, 3), (0, 1, 2), 2, 12, 18, 6000.0),
 }
 
 
@@ -143,7 +143,9 @@ def make_plan(limits: Limits, pace: Pace, budget: Budget, seed: int = 0) -> Plan
     ):
         whole = _whole_injections(limits, blocker, lengths, groups, effort.every, at_most=part == FIT)
         items += _prompts(part, whole, effort.repeats)
-        injections = whole + _cut_injections(limits, blocker, cuts)
+        # A prompt alone is computed in one step wherever it comes in: it needs none ahead of it.
+        free = [Injection(each.group[0]) if len(each.group) == 1 else each for each in whole]
+        injections = free + _cut_injections(limits, blocker, cuts)
         items += _scenes(part, injections, limits, pace, effort, rng)
     # What is judged by is spread over the run, as the rest is.
     order = rng.permutation(len(items))
@@ -177,8 +179,8 @@ def _cut_injections(limits: Limits, blocker: int, cuts: tuple[tuple[float, ...],
 
 
 def _prompts(part: str, injections: list[Injection], repeats: int) -> list[Prompts]:
-    """Groups behind a blocker, as many blockers alone as groups of two lengths, and each other length alone once."""
-    blockers = [Injection(injections[0].blocker)] * (2 * repeats)
+    """Groups behind a blocker; blockers alone, to compare with; and each other length alone once."""
+    blockers = [Injection(injections[0].blocker)] * max(12, len(injections) * repeats // 2)
     alone = [Injection(injection.group[0]) for injection in injections if len(injection.group) == 1]
     return [Prompts(f"prompts-{part}", part, each) for each in (*(injections * repeats), *blockers, *alone)]
 

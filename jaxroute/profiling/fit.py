@@ -11,7 +11,7 @@ from scipy.optimize import least_squares, nnls
 from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS
 from jaxroute.profiling.observe import Observation
-from jaxroute.profiling.steps import DECODE, MIXED, PREFILL, REGIMES, Step, features, times_ms
+from jaxroute.profiling.steps import REGIMES, Step, features
 
 MODEL_ERROR = 0.02
 """Relative error of a step time that the form itself is taken to have; beyond it and the clock's, steps count less."""
@@ -66,33 +66,31 @@ def fit_coefficients(seen: Sequence[Observation]) -> Fit:
     Raises:
       InputError: too few distinct steps, or none of a regime.
     """
-    steps = [each.step for each in seen]
-    kinds = {step.kind for step in steps}
+    kinds = {each.kind for each in seen}
     missing = [kind for kind in REGIMES if kind not in kinds]
-    if missing or len(steps) < FEWEST:
-        what = f"no {' and no '.join(missing)} step" if missing else f"only {len(steps)} distinct steps"
+    if missing or len(seen) < FEWEST:
+        what = f"no {' and no '.join(missing)} step" if missing else f"only {len(seen)} distinct steps"
         raise InputError(f"{what} measured, too little for nine coefficients; measure again with --budget full")
-    table, measured = features(steps), times_ms(steps)
+    table = features([step for each in seen for step in each.steps])
+    measured = np.asarray([each.ms for each in seen])
+    sums = np.cumsum([0, *(len(each.steps) for each in seen[:-1])])
     # A clock is off by so many milliseconds, whatever the step takes; the form is off by some of it.
     expected = np.hypot(MODEL_ERROR * measured, [each.error_ms for each in seen])
     scale = _typical_sizes(table, measured)
 
     def residuals(scaled: np.ndarray) -> np.ndarray:
-        return (_times(scaled * scale, table) - measured) / expected
+        return (np.add.reduceat(_times(scaled * scale, table), sums) - measured) / expected
 
-    starts = sorted((_from_knee(knee, table, measured, expected) for knee in _knees(table)), key=lambda pair: pair[0])
+    starts = sorted(
+        (_from_knee(knee, table, sums, measured, expected) for knee in _knees(table)), key=lambda pair: pair[0]
+    )
     results = [
         least_squares(residuals, start / scale, bounds=(0, np.inf), loss="soft_l1", f_scale=SOFT, x_scale=1.0)
         for _, start in starts[:4]
     ]
     best = min(results, key=lambda result: result.cost)
     values = _tidy(best.x * scale, table)
-    return _known(values, table, measured, expected)
-
-
-def _typical(group: Sequence[Step]) -> Step:
-    contexts = float(np.mean([step.context_tokens for step in group]))
-    return dataclasses.replace(group[0], context_tokens=contexts, ms=float(np.median(times_ms(group))))
+    return _known(values, table, sums, measured, expected)
 
 
 def _times(values: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -115,10 +113,12 @@ def _knees(table: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], distinct[distinct <= np.quantile(distinct, 0.7)]])
 
 
-def _from_knee(knee: float, table: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> tuple[float, np.ndarray]:
+def _from_knee(
+    knee: float, table: np.ndarray, sums: np.ndarray, measured: np.ndarray, expected: np.ndarray
+) -> tuple[float, np.ndarray]:
     """(Residual, [9] coefficients) of W + g*max(0, N - N*) and the linear terms."""
     beyond = np.maximum(table[:, 0] - knee, 0)
-    design = np.column_stack([np.ones(len(table)), beyond, table[:, 1:]]) / expected[:, None]
+    design = np.add.reduceat(np.column_stack([np.ones(len(table)), beyond, table[:, 1:]]), sums) / expected[:, None]
     size = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
     solution, residual = nnls(design / size, measured / expected)
     level, g, *linear = solution / size
@@ -135,13 +135,13 @@ def _tidy(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     return values
 
 
-def _known(values: np.ndarray, table: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> Fit:
+def _known(values: np.ndarray, table: np.ndarray, sums: np.ndarray, measured: np.ndarray, expected: np.ndarray) -> Fit:
     """The fit with standard errors from its Jacobian, robustly weighted."""
     flat = values[1] + values[2] * table[:, 0] < values[0]
     columns = [flat, ~flat, np.where(flat, 0, table[:, 0]), *table[:, 1:].T]
-    residual = (_times(values, table) - measured) / expected
+    residual = (np.add.reduceat(_times(values, table), sums) - measured) / expected
     robust = (1 + (residual / SOFT) ** 2) ** -0.25
-    jacobian = np.column_stack(columns) * (robust / expected)[:, None]
+    jacobian = np.add.reduceat(np.column_stack(columns), sums) * (robust / expected)[:, None]
     size = np.linalg.norm(jacobian, axis=0)
     seen = size > 0
     normal = (jacobian[:, seen] / size[seen]).T @ (jacobian[:, seen] / size[seen])
@@ -183,10 +183,9 @@ def _why(name: str) -> str:
     return whys.get(name, "")
 
 
-def errors_percent(coefficients: Coefficients, steps: Sequence[Step]) -> dict[str, np.ndarray]:
+def errors_percent(coefficients: Coefficients, seen: Sequence[Observation]) -> dict[str, np.ndarray]:
     """Absolute relative errors of the model by regime, percent."""
-    found = {}
-    for kind in (PREFILL, DECODE, MIXED):
-        group = [step for step in steps if step.kind == kind]
-        found[kind] = 100 * np.abs(step_times(coefficients, group) / times_ms(group) - 1) if group else np.empty(0)
-    return found
+    found: dict[str, list[float]] = {kind: [] for kind in REGIMES}
+    for each in seen:
+        found[each.kind].append(100 * abs(float(step_times(coefficients, each.steps).sum()) / each.ms - 1))
+    return {kind: np.asarray(errors) for kind, errors in found.items()}

@@ -1,75 +1,181 @@
-"""Measured steps that computed the same -> one observation, and how far its time may be off."""
+"""When steps ended -> how long they took.
+
+A token may be late for many reasons, all of which delay it: the server's front end and the client share processors with
+whatever else runs, and a step that computes a prompt begins with work that competes with the tokens of the step before.
+So a time is never the difference of two tokens. While the same sequences decode, step after step takes the same time,
+and their ends lie on a line: its slope is the decode step, and from the line before to the line after some prompts is
+the time of the steps that computed them. At an idle server, the lower quartile of many times to a first token is taken.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxroute.profiling.steps import CHAIN, DECODE, MIXED, PREFILL, TTFT, Step, times_ms
+from jaxroute.profiling.steps import CHAIN, DECODE, MIXED, PREFILL, TTFT, Step
 
 NORMAL_SPREAD = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
 UNDELAYED = 0.25
-"""Quantile of the times to a first token that is taken: what delays them comes on top, and only sometimes."""
+"""Quantile of the times to a first token that is taken."""
 
-_Key = tuple[object, ...]
+FEWEST_ENDS = 4
+"""Ends of steps through which a line is put."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """A step, and how far its time may be off.
+    """Some steps, how long they took together, and how far that may be off.
 
     Attributes:
-      step: kind `prefill`, `decode` or `mixed`.
-      error_ms: standard error of its time, by the spread of what it was taken from.
+      kind: `prefill`, `decode` or `mixed`.
+      steps: what was computed; one step, or several that followed each other.
+      ms: their time.
+      error_ms: its standard error, by the spread of what it was taken from.
     """
 
-    step: Step
+    kind: str
+    steps: tuple[Step, ...]
+    ms: float
     error_ms: float
 
 
-def observations(steps: Sequence[Step]) -> list[Observation]:
-    """One for all steps that computed the same in the same scene (contexts that grow by a token each aside).
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """Ends of consecutive decode steps of the same sequences.
 
-    Decode and mixed steps: the median, which a late wake-up here or there does not move. Prefill steps: the first token
-    behind a blocker, less that of a prompt like the blocker alone.
+    Attributes:
+      steps: those.
+      ends: how many of them are known.
+      slope_ms: of a step.
+      zero_ms: where the line is at step number 0.
+      residuals_ms: of the known ends.
     """
-    jitter = jitter_ms(steps)
+
+    steps: tuple[Step, ...]
+    ends: int
+    slope_ms: float
+    zero_ms: float
+    residuals_ms: np.ndarray
+
+    def at(self, number: int) -> float:
+        """The end of a step by the line."""
+        return self.zero_ms + self.slope_ms * number
+
+
+def observations(steps: Sequence[Step]) -> list[Observation]:
+    """What steps of one part, fit or hold-out, say of step times."""
     found = []
-    for group in _alike([step for step in steps if step.kind in (DECODE, MIXED)]).values():
-        context = float(np.mean([step.context_tokens for step in group]))
-        typical = dataclasses.replace(group[0], context_tokens=context, ms=float(np.median(times_ms(group))))
-        found.append(Observation(typical, jitter / np.sqrt(len(group))))
+    jitter = jitter_ms(steps)
+    for scene in _scenes(steps):
+        blocks = [_line_or_steps(block) for block in _blocks(scene)]
+        lines = [block for block in blocks if isinstance(block, _Line)]
+        found += [_decode(line, jitter) for line in lines]
+        found += _between(blocks, jitter)
     return found + _prefills(steps)
 
 
 def jitter_ms(steps: Sequence[Step]) -> float:
-    """Standard deviation of a single step's time, from decode steps that computed the same."""
-    groups = _alike([step for step in steps if step.kind == DECODE]).values()
-    spreads = [_spread(times_ms(group)) for group in groups if len(group) > 3]
-    return float(np.median(spreads)) if spreads else 0.0
+    """Standard deviation of when a step's tokens come, about the lines."""
+    residuals = [
+        block.residuals_ms
+        for scene in _scenes(steps)
+        for block in map(_line_or_steps, _blocks(scene))
+        if isinstance(block, _Line)
+    ]
+    # Two numbers of each line are fitted to it.
+    free = sum(len(each) for each in residuals) / max(1, sum(len(each) - 2 for each in residuals))
+    return float(np.sqrt(free)) * _spread(np.concatenate(residuals)) if residuals else 0.0
+
+
+def _scenes(steps: Sequence[Step]) -> list[list[Step]]:
+    scenes: dict[tuple[str, str], list[Step]] = defaultdict(list)
+    for step in steps:
+        if step.kind in (DECODE, MIXED):
+            scenes[step.part, step.scene].append(step)
+    return [sorted(scene, key=lambda step: step.at) for scene in scenes.values()]
+
+
+def _blocks(scene: list[Step]) -> list[list[Step]]:
+    """Decode steps of the same sequences, and steps with prompts, each as far as they follow each other.
+
+    Where a step between two of them is not known, an empty block is.
+    """
+    blocks: list[list[Step]] = []
+    for step in scene:
+        last = blocks[-1][-1] if blocks else None
+        if last is not None and last.at + 1 != step.at:
+            blocks.append([])
+        alike = last is not None and last.kind == step.kind and (step.kind == MIXED or last.decoding == step.decoding)
+        if last is not None and alike and last.at + 1 == step.at:
+            blocks[-1].append(step)
+        else:
+            blocks.append([step])
+    return blocks
+
+
+def _line_or_steps(block: list[Step]) -> _Line | list[Step]:
+    """A line through the ends of decode steps, robust against single late ones; the steps where there is none."""
+    ends = [(step.at, step.end_ms) for step in block if not np.isnan(step.end_ms)]
+    if not block or block[0].kind != DECODE or len(ends) < FEWEST_ENDS:
+        return block
+    number, end_ms = np.asarray(ends).T
+    pairs = itertools.combinations(range(len(ends)), 2)
+    slope = float(np.median([(end_ms[j] - end_ms[i]) / (number[j] - number[i]) for i, j in pairs]))
+    zero = float(np.median(end_ms - slope * number))
+    return _Line(tuple(block), len(ends), slope, zero, end_ms - zero - slope * number)
+
+
+def _decode(line: _Line, jitter: float) -> Observation:
+    context = float(np.mean([step.context_tokens for step in line.steps]))
+    typical = dataclasses.replace(line.steps[0], context_tokens=context)
+    return Observation(DECODE, (typical,), line.slope_ms, jitter * float(np.sqrt(12 / line.ends**3)))
+
+
+def _between(blocks: list[_Line | list[Step]], jitter: float) -> list[Observation]:
+    """Steps from one line to the next, where all of them are known."""
+    found = []
+    before: _Line | None = None
+    steps: list[Step] = []
+    for block in blocks:
+        if not isinstance(block, _Line):
+            # An empty block is a gap: what comes behind it has no line before it.
+            before, steps = (before, steps + block) if block else (None, [])
+            continue
+        if before is not None and steps:
+            ms = block.at(steps[-1].at) - before.at(steps[0].at - 1)
+            error = jitter * float(np.sqrt(4 / before.ends + 4 / block.ends))
+            kind = MIXED if any(step.kind == MIXED for step in steps) else DECODE
+            if ms > 0:
+                found.append(Observation(kind, tuple(steps), ms, error))
+        before, steps = block, []
+    return found
 
 
 def _prefills(steps: Sequence[Step]) -> list[Observation]:
+    """The first token behind a blocker, less that of a prompt like the blocker alone."""
     alone: dict[int, list[float]] = defaultdict(list)
+    chains: dict[tuple[tuple[int, int], ...], list[Step]] = defaultdict(list)
     for step in steps:
         if step.kind == TTFT:
-            alone[step.new_tokens].append(step.ms)
+            alone[step.new_tokens].append(step.end_ms)
+        elif step.kind == CHAIN:
+            chains[step.prefills].append(step)
     found = []
-    for group in _alike([step for step in steps if step.kind == CHAIN]).values():
-        blocker, *behind = group[0].prefills
-        before, after = np.asarray(alone[blocker[0]]), times_ms(group)
+    for (blocker, *behind), group in chains.items():
+        before, after = np.asarray(alone[blocker[0]]), np.asarray([step.end_ms for step in group])
         if not len(before):
             continue
         ms = _undelayed(after) - _undelayed(before)
-        spread = _spread(before)
-        error = spread * float(np.sqrt(1 / len(before) + 1 / len(after)))
+        error = _spread(before) * float(np.sqrt(1 / len(before) + 1 / len(after)))
         if ms > 0:
-            found.append(Observation(dataclasses.replace(group[0], kind=PREFILL, prefills=tuple(behind), ms=ms), error))
+            step = dataclasses.replace(group[0], kind=PREFILL, prefills=tuple(behind))
+            found.append(Observation(PREFILL, (step,), ms, error))
     return found
 
 
@@ -77,12 +183,5 @@ def _undelayed(times: np.ndarray) -> float:
     return float(np.quantile(times, UNDELAYED, method="median_unbiased"))
 
 
-def _spread(times: np.ndarray) -> float:
-    return NORMAL_SPREAD * float(np.median(np.abs(times - np.median(times))))
-
-
-def _alike(steps: Sequence[Step]) -> dict[_Key, list[Step]]:
-    alike: dict[_Key, list[Step]] = defaultdict(list)
-    for step in steps:
-        alike[step.part, step.scene, step.kind, step.prefills, step.decoding].append(step)
-    return alike
+def _spread(values: np.ndarray) -> float:
+    return NORMAL_SPREAD * float(np.median(np.abs(values - np.median(values))))

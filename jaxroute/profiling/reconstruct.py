@@ -110,10 +110,10 @@ def scene_steps(played: Played, *, part: str, name: str, token_budget: int) -> R
             prefills[step].append((new, cached))
     steps = []
     for at in np.flatnonzero(known):
-        ms = 1e3 * float(line.measured_s[at] - line.measured_s[at - 1])
-        if ms > 0:
-            kind = kind_of(prefills[at], int(decoding[at]))
-            steps.append(Step(part, name, kind, tuple(prefills[at]), int(decoding[at]), float(context[at]), ms))
+        end_ms = 1e3 * float(line.measured_s[at] - played.probe.sent_s)
+        kind = kind_of(prefills[at], int(decoding[at]))
+        computed = tuple(prefills[at]), int(decoding[at]), float(context[at])
+        steps.append(Step(part, name, kind, *computed, int(at), end_ms))
     return Reconstruction(tuple(steps), cut, otherwise)
 
 
@@ -128,7 +128,7 @@ def prompt_steps(injected: Injected, *, part: str, name: str, token_budget: int)
         return Reconstruction(())
     first = (blocker.prompt_tokens, 0)
     if not group:
-        return Reconstruction((Step(part, name, TTFT, (first,), 0, 0.0, 1e3 * ttft_s),))
+        return Reconstruction((Step(part, name, TTFT, (first,), 0, 0.0, 0, 1e3 * ttft_s),))
     ends = np.asarray([answer.token_s[0] for answer in group])
     took = float(np.median(ends) - blocker.token_s[0])
     waited = max(answer.sent_s for answer in group) < blocker.token_s[0] - SAFE * ttft_s
@@ -136,7 +136,8 @@ def prompt_steps(injected: Injected, *, part: str, name: str, token_budget: int)
     if not (waited and fits and took > NEXT_STEP_S and float(np.ptp(ends)) <= TOGETHER * took):
         return Reconstruction(())
     prompts = (first, *((answer.prompt_tokens, 0) for answer in group))
-    return Reconstruction((Step(part, name, CHAIN, prompts, 0, 0.0, 1e3 * float(np.median(ends) - blocker.sent_s)),))
+    end_ms = 1e3 * float(np.median(ends) - blocker.sent_s)
+    return Reconstruction((Step(part, name, CHAIN, prompts, 0, 0.0, 0, end_ms),))
 
 
 def _decodes(steps: int, probe_prompt: int, batch: Sequence[_Sequence]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,10 +15,10 @@ from jaxroute.profiles import StepProfile
 from jaxroute.profiling.fit import Fit, errors_percent, fit_coefficients, step_times
 from jaxroute.profiling.observe import Observation, jitter_ms, observations
 from jaxroute.profiling.run import Facts
-from jaxroute.profiling.steps import DECODE, FIT, HOLDOUT, TTFT, Step, times_ms
+from jaxroute.profiling.steps import DECODE, FIT, HOLDOUT, TTFT, Step
 
 NOISY = 0.05
-"""Relative deviation of single decode steps from which on the server counts as noisy."""
+"""Standard deviation of a token's time, in decode steps, from which on the measurement counts as noisy."""
 
 TYPICAL_PROMPT = 1024
 """Tokens of the prompt at which grad1 takes the slope of the prefill time; as in the shipped profiles."""
@@ -71,7 +71,7 @@ def make_result(
     """
     seen = {part: observations([step for step in steps if step.part == part]) for part in (FIT, HOLDOUT)}
     fit = fit_coefficients(seen[FIT])
-    found = errors_percent(fit.coefficients_ms, [each.step for each in seen[HOLDOUT]])
+    found = errors_percent(fit.coefficients_ms, seen[HOLDOUT])
     errors = tuple(
         RegimeError(
             regime, len(each), float(np.median(each)), float(np.quantile(each, 0.9)), _noise(seen[HOLDOUT], regime)
@@ -79,18 +79,17 @@ def make_result(
         for regime, each in found.items()
         if len(each)
     )
-    decodes = [step.ms for step in steps if step.kind == DECODE]
-    spread = jitter_ms(steps) / float(np.median(decodes))
+    spread = jitter_ms(steps) / float(np.median([each.ms for each in seen[FIT] if each.kind == DECODE]))
     said = list(warnings)
     if spread > NOISY:
-        said.append(f"decode steps that compute the same differ by {spread:.0%}: the server or this machine is busy")
+        said.append(f"tokens are late by {spread:.0%} of a decode step: the server or this machine is busy")
     if missing := sorted(set(found) - {error.regime for error in errors}):
         said.append(f"no step of {' and '.join(missing)} was held out: their error is not known")
     return Result(_profile(facts, fit, steps, errors, name, hardware, source), fit, errors, spread, tuple(said))
 
 
 def _noise(seen: Sequence[Observation], regime: str) -> float:
-    return float(np.median([100 * each.error_ms / each.step.ms for each in seen if each.step.kind == regime]))
+    return float(np.median([100 * each.error_ms / each.ms for each in seen if each.kind == regime]))
 
 
 def frontend_ms(fit: Fit, steps: Sequence[Step]) -> float:
@@ -98,7 +97,7 @@ def frontend_ms(fit: Fit, steps: Sequence[Step]) -> float:
     alone = [step for step in steps if step.kind == TTFT]
     if not alone:
         raise InputError("no time to a first token was measured; measure again")
-    return max(0.0, float(np.median(times_ms(alone) - step_times(fit.coefficients_ms, alone))))
+    return max(0.0, float(np.median([step.end_ms for step in alone] - step_times(fit.coefficients_ms, alone))))
 
 
 def write_profile(profile: StepProfile, path: Path) -> None:

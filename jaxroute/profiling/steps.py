@@ -1,4 +1,4 @@
-"""Engine steps as they were measured: what each computed and how long it took; kept in a CSV beside the profile."""
+"""Engine steps as they were measured: what each computed and when it ended; kept in a CSV beside the profile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ that wait for its end and are the second step."""
 
 FIT, HOLDOUT = "fit", "holdout"
 
-COLUMNS = ("part", "scene", "kind", "new_tokens", "cached_tokens", "decoding", "context_tokens", "ms")
+COLUMNS = ("part", "scene", "kind", "new_tokens", "cached_tokens", "decoding", "context_tokens", "at", "end_ms")
 
 REMEDY = "give the raw file that `jaxroute profile` wrote"
 
@@ -43,7 +43,9 @@ class Step:
       prefills: (new tokens p_i, tokens already in the KV cache k_i) of each prefill.
       decoding: n, sequences that decode.
       context_tokens: C, sum of the contexts that they attend to.
-      ms: how long it took.
+      at: its number in the scene; the step before it has the one before, if that is known.
+      end_ms: when its tokens came, since the scene began; NaN where they came together with those of the next one. Of
+        `ttft` and `chain`: since the prompt was sent.
     """
 
     part: str
@@ -52,7 +54,8 @@ class Step:
     prefills: tuple[tuple[int, int], ...]
     decoding: int
     context_tokens: float
-    ms: float
+    at: int
+    end_ms: float
 
     @property
     def new_tokens(self) -> int:
@@ -84,11 +87,6 @@ def features(steps: Sequence[Step]) -> np.ndarray:
     return np.asarray(rows, np.float64).reshape(-1, 7)
 
 
-def times_ms(steps: Sequence[Step]) -> np.ndarray:
-    """[steps] float64."""
-    return np.asarray([step.ms for step in steps], np.float64)
-
-
 def header_lines(facts: dict[str, object]) -> str:
     """The beginning of a raw file: what is known of the server, in a comment, and the names of the columns."""
     return f"# {json.dumps(facts)}\n{','.join(COLUMNS)}\n"
@@ -100,8 +98,8 @@ def step_lines(steps: Iterable[Step]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     for step in steps:
         new, cached = ("|".join(str(prefill[at]) for prefill in step.prefills) for at in (0, 1))
-        context = round(step.context_tokens)
-        writer.writerow((step.part, step.scene, step.kind, new, cached, step.decoding, context, f"{step.ms:.4f}"))
+        context, end = round(step.context_tokens), f"{step.end_ms:.4f}"
+        writer.writerow((step.part, step.scene, step.kind, new, cached, step.decoding, context, step.at, end))
     return text.getvalue()
 
 
@@ -126,9 +124,9 @@ def read_raw(path: Path) -> tuple[dict[str, object], list[Step]]:
 
 def _step(row: list[str], place: str) -> Step:
     try:
-        part, scene, kind, new, cached, decoding, context, ms = row
+        part, scene, kind, new, cached, decoding, context, at, end = row
         pairs = zip(_numbers(new), _numbers(cached), strict=True)
-        step = Step(part, scene, kind, tuple(pairs), int(decoding), float(context), float(ms))
+        step = Step(part, scene, kind, tuple(pairs), int(decoding), float(context), int(at), float(end))
     except ValueError as error:
         raise InputError(f"{place}: {error}; {REMEDY}") from error
     numbers = (*(number for pair in step.prefills for number in pair), step.decoding, step.context_tokens)
@@ -137,8 +135,8 @@ def _step(row: list[str], place: str) -> Step:
     prompts = {TTFT: step.prefills[1:] == (), CHAIN: len(step.prefills) > 1}
     if kind_of(step.prefills, step.decoding) != (PREFILL if kind in prompts else kind) or not prompts.get(kind, True):
         raise InputError(f"{place}: says {kind}, but its tokens are another's; {REMEDY}")
-    if not (math.isfinite(step.ms) and step.ms > 0 and math.isfinite(step.context_tokens)):
-        raise InputError(f"{place}: {ms} ms is no time of a step; {REMEDY}")
+    if math.isinf(step.end_ms) or step.end_ms < 0 or not math.isfinite(step.context_tokens):
+        raise InputError(f"{place}: {end} ms is no time of a step; {REMEDY}")
     return step
 
 

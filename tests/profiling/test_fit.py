@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -15,31 +16,32 @@ from jaxroute.profiling.facts import GENERATED, PREEMPTIONS, PREFIX_HITS, PROMPT
 from jaxroute.profiling.fit import fit_coefficients
 from jaxroute.profiling.observe import Observation, jitter_ms, observations
 from jaxroute.profiling.run import use_warnings
-from jaxroute.profiling.steps import CHAIN, DECODE, FIT, TTFT, Step, kind_of
+from jaxroute.profiling.steps import CHAIN, DECODE, FIT, MIXED, TTFT, Step, kind_of
 
 
-def step_of(profile: StepProfile, prefills: tuple[tuple[int, int], ...], n: int, context: int) -> Step:
-    ms = profile.step_ms(list(prefills), [context] * n)
-    return Step(FIT, f"context-{context}", kind_of(prefills, n), prefills, n, float(n * context), ms)
+def seen_of(profile: StepProfile, prefills: tuple[tuple[int, int], ...], n: int, context: int) -> Observation:
+    step = Step(FIT, f"context-{context}", kind_of(prefills, n), prefills, n, float(n * context), 0, 0.0)
+    return Observation(step.kind, (step,), profile.step_ms(list(prefills), [context] * n), 0.01)
 
 
-def steps_of(profile: StepProfile, *, cached: bool = True) -> list[Step]:
+def all_of(profile: StepProfile, *, cached: bool = True) -> list[Observation]:
     prompts: list[tuple[tuple[int, int], ...]] = [(), ((20, 0),), ((90, 0),), ((300, 0),), ((900, 0),), ((1800, 0),)]
     prompts += [((120, 0),) * 3, ((500, 0), (400, 0))]
     if cached:
         prompts += [((700, 1800),), ((300, 900),), ((900, 0), (300, 300))]
     grid = itertools.product(prompts, (0, 1, 2, 5, 12, 30, 70), (40, 300, 1200))
-    return [step_of(profile, prefills, n, context) for prefills, n, context in grid if prefills or n]
+    return [seen_of(profile, prefills, n, context) for prefills, n, context in grid if prefills or n]
 
 
-def seen(steps: list[Step], error_ms: float = 0.01) -> list[Observation]:
-    return [Observation(step, error_ms) for step in steps]
+def noisy(seen: list[Observation], error_ms: float, seed: int) -> list[Observation]:
+    rng = np.random.default_rng(seed)
+    return [dataclasses.replace(each, ms=each.ms + rng.normal(0, error_ms), error_ms=error_ms) for each in seen]
 
 
 @pytest.mark.parametrize("name", available_profiles())
 def test_exact_times_give_the_coefficients_back(name: str) -> None:
     profile = load_profile(name)
-    fit = fit_coefficients(seen(steps_of(profile)))
+    fit = fit_coefficients(all_of(profile))
     for coefficient in COEFFICIENTS:
         true = profile.coefficients_ms[coefficient]
         if coefficient == "W" and profile.coefficients_ms["h"] >= true:
@@ -49,14 +51,12 @@ def test_exact_times_give_the_coefficients_back(name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_and_wild_times_leave_step_times_within_3_percent(seed: int) -> None:
-    profile, rng = load_profile("a100-80gb-llama31-8b"), np.random.default_rng(seed)
-    steps = [dataclasses.replace(step, ms=step.ms + rng.normal(0, 0.3)) for step in steps_of(profile)]
-    wild = rng.random(len(steps)) < 0.08
-    steps = [
-        dataclasses.replace(step, ms=step.ms * rng.uniform(1.3, 4)) if is_wild else step
-        for step, is_wild in zip(steps, wild, strict=True)
+    profile, rng = load_profile("a100-80gb-llama31-8b"), np.random.default_rng(seed + 100)
+    seen = [
+        dataclasses.replace(each, ms=each.ms * rng.uniform(1.3, 4)) if rng.random() < 0.08 else each
+        for each in noisy(all_of(profile), 0.3, seed)
     ]
-    fit = fit_coefficients(seen(steps, 0.3))
+    fit = fit_coefficients(seen)
     fitted = dataclasses.replace(profile, coefficients_ms=fit.coefficients_ms)
     for prefills, n in itertools.product(([], [(60, 0)], [(1200, 0)]), (1, 8, 50)):
         true = profile.step_ms(prefills, [500] * n)
@@ -65,15 +65,14 @@ def test_noise_and_wild_times_leave_step_times_within_3_percent(seed: int) -> No
 
 def test_what_no_step_depends_on_is_said() -> None:
     profile = load_profile("a100-80gb-llama2-7b")
-    remarks = fit_coefficients(seen(steps_of(profile, cached=False))).remarks
+    remarks = fit_coefficients(all_of(profile, cached=False)).remarks
     assert any(remark.startswith("x is not identifiable") for remark in remarks)
     assert any(remark.startswith("W is not identifiable") for remark in remarks)
 
 
 def test_a_standard_error_covers_the_coefficient_of_a_noisy_measurement() -> None:
-    profile, rng = load_profile("h100-80gb-llama31-8b"), np.random.default_rng(5)
-    steps = [dataclasses.replace(step, ms=step.ms + rng.normal(0, 0.2)) for step in steps_of(profile)]
-    fit = fit_coefficients(seen(steps, 0.2))
+    profile = load_profile("h100-80gb-llama31-8b")
+    fit = fit_coefficients(noisy(all_of(profile), 0.2, seed=5))
     off = [
         abs(fit.coefficients_ms[name] - profile.coefficients_ms[name]) / fit.standard_error_ms[name]
         for name in COEFFICIENTS
@@ -83,26 +82,47 @@ def test_a_standard_error_covers_the_coefficient_of_a_noisy_measurement() -> Non
 
 
 def test_a_regime_that_was_not_measured_is_named() -> None:
-    steps = [step for step in steps_of(load_profile("a100-80gb-llama2-7b")) if step.kind != "mixed"]
+    seen = [each for each in all_of(load_profile("a100-80gb-llama2-7b")) if each.kind != "mixed"]
     with pytest.raises(InputError, match="no mixed step"):
-        fit_coefficients(seen(steps))
+        fit_coefficients(seen)
 
 
-def test_a_late_token_does_not_move_the_time_of_its_step() -> None:
-    steps = [Step(FIT, "a", DECODE, (), 4, 400.0 + 4 * at, 10.0) for at in range(9)]
-    steps[3], steps[4] = dataclasses.replace(steps[3], ms=16.0), dataclasses.replace(steps[4], ms=4.0)
-    [observed] = observations(steps)
-    assert (observed.step.ms, observed.step.context_tokens) == (10.0, 416.0)
+def decode_steps(numbers: range, begin_ms: float, step_ms: float = 10.0) -> list[Step]:
+    return [
+        Step(FIT, "a", DECODE, (), 4, 400.0 + 4 * at, at, begin_ms + step_ms * index)
+        for index, at in enumerate(numbers)
+    ]
+
+
+def test_a_late_token_and_one_that_came_with_the_next_do_not_move_the_time_of_a_step() -> None:
+    steps = decode_steps(range(9), 100.0)
+    steps[3] = dataclasses.replace(steps[3], end_ms=steps[3].end_ms + 6)
+    steps[5] = dataclasses.replace(steps[5], end_ms=math.nan)
+    [seen] = observations(steps)
+    assert (seen.kind, seen.ms, seen.steps[0].context_tokens) == (DECODE, pytest.approx(10.0), 416.0)
     assert jitter_ms(steps) == 0.0
 
 
+def test_steps_with_prompts_are_timed_from_line_to_line_whenever_their_own_tokens_came() -> None:
+    prompts = [
+        Step(FIT, "a", MIXED, ((800, 0),), 4, 424.0, 6, 190.0),
+        Step(FIT, "a", MIXED, ((50, 0),), 4, 428.0, 7, math.nan),
+    ]
+    # The last decode ended at 150 ms; the first one behind the prompts at 240, of which it took 10 itself.
+    steps = [*decode_steps(range(6), 100.0), *prompts, *decode_steps(range(8, 14), 240.0)]
+    [mixed] = [each for each in observations(steps) if each.kind == MIXED]
+    assert mixed.ms == pytest.approx(80.0)
+    assert [step.prefills for step in mixed.steps] == [((800, 0),), ((50, 0),)]
+    unknown = [step for step in steps if step.at != 7]
+    assert not [each for each in observations(unknown) if each.kind == MIXED]
+
+
 def test_a_prefill_step_is_a_chain_less_its_first_prompt_alone() -> None:
-    alone = [Step(FIT, "p", TTFT, ((800, 0),), 0, 0.0, ms) for ms in (70.0, 70.0, 70.0, 90.0)]
-    chain = [Step(FIT, "p", CHAIN, ((800, 0), (50, 0), (30, 0)), 0, 0.0, ms) for ms in (83.0, 83.0, 83.0, 120.0)]
-    [observed] = observations([*alone, *chain])
-    assert observed.step.kind == "prefill"
-    assert observed.step.prefills == ((50, 0), (30, 0))
-    assert observed.step.ms == pytest.approx(13.0)
+    alone = [Step(FIT, "p", TTFT, ((800, 0),), 0, 0.0, 0, ms) for ms in (70.0, 70.0, 70.0, 90.0)]
+    chain = [Step(FIT, "p", CHAIN, ((800, 0), (50, 0), (30, 0)), 0, 0.0, 0, ms) for ms in (83.0, 83.0, 83.0, 120.0)]
+    [seen] = observations([*alone, *chain])
+    assert (seen.kind, seen.ms) == ("prefill", pytest.approx(13.0))
+    assert seen.steps[0].prefills == ((50, 0), (30, 0))
 
 
 def test_others_on_the_server_preemptions_and_cached_prompts_are_warned_of() -> None:

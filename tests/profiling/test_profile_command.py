@@ -144,10 +144,10 @@ def test_bad_options_are_refused_before_anything_is_asked(capsys: Captured, tmp_
     facts = dict.fromkeys(("model", "engine", "scheduler", "date"), "x") | dict.fromkeys(
         ("kv_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"), 600
     )
-    head = f"# {json.dumps(facts)}\npart,scene,kind,new_tokens,cached_tokens,decoding,context_tokens,ms\n"
-    raw.write_text(f"{head}fit,a,decode,,,3,100,nan\n")
-    assert "line 3: nan ms is no time" in refusal(capsys, "--refit", str(raw), *out)
-    raw.write_text(f"{head}fit,a,decode,,,3,100,10.5\n")
-    assert "no prefill and no mixed step" in refusal(capsys, "--refit", str(raw), *out)
-    raw.write_text(f"{head}fit,a,decode,5,0,3,100,10.5\n")
+    head = f"# {json.dumps(facts)}\npart,scene,kind,new_tokens,cached_tokens,decoding,context_tokens,at,end_ms\n"
+    raw.write_text(f"{head}fit,a,decode,,,3,100,7,inf\n")
+    assert "line 3: inf ms is no time" in refusal(capsys, "--refit", str(raw), *out)
+    raw.write_text(f"{head}fit,a,decode,,,3,100,7,10.5\n")
+    assert "no prefill and no decode and no mixed step" in refusal(capsys, "--refit", str(raw), *out)
+    raw.write_text(f"{head}fit,a,decode,5,0,3,100,7,10.5\n")
     assert "line 3: says decode" in refusal(capsys, "--refit", str(raw), *out)
