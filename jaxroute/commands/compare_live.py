@@ -27,7 +27,8 @@ class CompareLive(LiveOptions):
 
     Ways to the servers are direct:round-robin and direct:fewest-requests (the client chooses), vllm-router:POLICY
     (PyPI's vllm-router, where it is installed) and jaxroute:POLICY (`jaxroute serve`; jaxroute:default+fcfs is the
-    shipped policy with its queue in order of arrival). Writes OUT/comparison.json and the requests of every run.
+    shipped policy with its queue in order of arrival). Writes OUT/comparison.json, and for each case a picture and
+    the requests of every run.
     """
 
     ways: str = "all"
@@ -73,7 +74,8 @@ class CompareLive(LiveOptions):
                 known = dataclasses.replace(cluster, profile=own.profile)
                 for rounds in plan:
                     contests.append(self._contest(known, [case.on(own.profile) for case in rounds], ways, console))
-                    write_comparison(self.out, comparison_json(servers, contests, reference, self.settings()))
+                    content = comparison_json(servers, contests, reference, self.settings())
+                    write_comparison(self.out, contests[-1], content)
         for contest in contests:
             console.print(contest_table(contest, reference))
         console.print(f"written to {self.out}")

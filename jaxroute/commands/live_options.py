@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,9 @@ class LiveOptions(FleetOptions):
         Raises:
           InputError: a bad option.
         """
+        for module in ("aiohttp", "uvloop", "prometheus_client", "yaml"):
+            if importlib.util.find_spec(module) is None:
+                raise InputError(f"live servers need {module}: pip install 'jaxroute[serve]'")
         self._speeds()
         if self.url and self.slow_down != 1:
             raise InputError("--slow-down: is for the testbed; servers at --url have their own speed")

@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxroute.live.comparison import CLEAR_GAP_PERCENT, COLUMNS, RANKED_BY, Contest, Turn
+from jaxroute.live.contest_picture import contest_picture
 from jaxroute.live.fidelity_report import Servers
 from jaxroute.live.files import write_json
 from jaxroute.output import write_requests_csv
 from jaxroute.paired import Interval
+from jaxroute.plots import save
 
 BETTER_STYLE, WORSE_STYLE = "bold green", "red"
 
@@ -169,10 +171,11 @@ def write_turn(folder: Path, case: str, turn: Turn) -> None:
     write_requests_csv(turn.measured.run.result, own / f"{name}.round-{turn.round + 1}.requests.csv")
 
 
-def write_comparison(folder: Path, content: Mapping[str, object]) -> None:
-    """Writes `comparison.json`.
+def write_comparison(folder: Path, contest: Contest, content: Mapping[str, object]) -> None:
+    """Writes `comparison.json` of all, and the picture of one contest.
 
     Raises:
       OSError: the folder cannot be written.
     """
+    save(contest_picture(contest), folder / contest.case.name / "comparison.png")
     write_json(content, folder / "comparison.json")

@@ -59,6 +59,7 @@ def test_all_ways_take_turns_on_the_same_requests(serving, tmp_path):
     assert content["reference"] == "jaxroute:default"
     assert contest["against_reference_percent"]["jaxroute:default"]["e2e_mean_s"]["value"] == 0
     assert set(contest["simulated"]) == set(names)
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_router_that_does_not_start_is_one_line(serving, tmp_path, capsys):
