@@ -67,8 +67,9 @@ class TestbedCommand:
             with ExitStack() as running:
                 with console.status(f"starting {self.instances} vLLM engines"):
                     running.enter_context(testbed)
-                console.print(_greeting(testbed), soft_wrap=True, highlight=False, markup=False)
-                _watch(testbed)
+                with suppress(KeyboardInterrupt):
+                    console.print(_greeting(testbed), soft_wrap=True, highlight=False, markup=False)
+                    _watch(testbed)
                 console.print(steps_table(testbed.urls, testbed.steps()))
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -123,11 +124,10 @@ def steps_table(urls: Sequence[str], traces: Sequence[StepTrace]) -> Table:
 
 
 def _watch(testbed: Testbed) -> None:
-    """Returns when it is told to stop; an engine that dies ends it with an InputError."""
-    with suppress(KeyboardInterrupt):
-        while True:
-            testbed.check()
-            time.sleep(CHECK_S)
+    """Goes on until it is interrupted; an engine that dies ends it with an InputError."""
+    while True:
+        testbed.check()
+        time.sleep(CHECK_S)
 
 
 def _greeting(testbed: Testbed) -> str:
