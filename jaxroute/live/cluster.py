@@ -19,10 +19,15 @@ class HeldSteps:
     Attributes:
       steps: engine steps.
       overrun_share: of them, whose real work took longer than the profile says.
+      longest_stall_ms: by which the worst of them ended too late; in a starved cluster a single one of 100 ms decides
+        differently what is preempted from then on.
+      lost_share: time that all steps took too long, of what they were to take.
     """
 
     steps: int
     overrun_share: float
+    longest_stall_ms: float
+    lost_share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,11 @@ class LiveCluster:
         """
         if not self.traces:
             return None
-        over = np.concatenate([each.overran for each in self.steps(start, end)])
+        traces = self.steps(start, end)
+        over, held, target = (
+            np.concatenate([getattr(each, name) for each in traces]) for name in ("overran", "held_ms", "target_ms")
+        )
         if not len(over):
             raise LiveError(f"{self.traces[0]}: holds no step of the run; are the servers of the testbed still there?")
-        return HeldSteps(len(over), float(over.mean()))
+        late = np.where(over, held - target, 0.0)
+        return HeldSteps(len(over), float(over.mean()), float(late.max()), float(late.sum() / target.sum()))

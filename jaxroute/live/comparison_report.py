@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -15,7 +14,7 @@ from rich.text import Text
 
 from jaxroute.live.comparison import CLEAR_GAP_PERCENT, COLUMNS, RANKED_BY, Contest, Turn
 from jaxroute.live.contest_picture import contest_picture
-from jaxroute.live.fidelity_report import Servers
+from jaxroute.live.fidelity_report import Servers, validity
 from jaxroute.live.files import write_json
 from jaxroute.output import write_requests_csv
 from jaxroute.paired import Interval
@@ -148,12 +147,7 @@ def _run(turn: Turn) -> dict[str, object]:
     return {
         "way": turn.way.name,
         "round": turn.round + 1,
-        "valid": not measured.faults,
-        "faults": measured.faults,
-        "overrun_share": measured.overrun_share,
-        "steps": measured.steps,
-        "origin_s": measured.run.origin,
-        "late_p99_ms": 1e3 * float(np.percentile(measured.run.late_s, 99)),
+        **validity(measured),
         "preemptions_by_instance": measured.preemptions,
         **turn.numbers,
     }

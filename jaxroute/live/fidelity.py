@@ -12,18 +12,16 @@ import uvloop
 from jaxroute.candidates import Candidate, by_program
 from jaxroute.live.agreement import Difference, Preemptions, differences, noise_floor, preemptions_at
 from jaxroute.live.client import LiveError, open_session
-from jaxroute.live.cluster import LiveCluster
+from jaxroute.live.cluster import HeldSteps, LiveCluster
 from jaxroute.live.frontend import FrontEnd, measure_frontend
 from jaxroute.live.replay import Chooser, Given, LiveRun, Load, Progress, make_load, replay
 from jaxroute.live.server import Counters, read_counters, served_model
 from jaxroute.profiles import StepProfile
 from jaxroute.results import RunResult
 from jaxroute.simulate import Fleet, simulate
+from jaxroute.testbed.trace import MOST_OVERRUN_SHARE
 from jaxroute.workload.prediction import Prediction
 from jaxroute.workload.table import RequestTable
-
-MOST_OVERRUN = 0.03
-"""Share of engine steps that may take longer than the profile says before a run counts for nothing."""
 
 SETTLE_S = 0.7
 """From the last answer of a run until the servers' counters and traces have all of it."""
@@ -70,22 +68,20 @@ class Measured:
       run: the requests' records and the client's lateness.
       preemptions: [I] at each server.
       prefix_hits: prompt tokens that a server did not have to compute; the simulator computes all.
-      overrun_share: of the engine steps, that took longer than the profile says; None where nobody knows.
-      steps: engine steps; None likewise.
+      held: how well the engine steps kept to the profile; None where nobody knows.
     """
 
     run: LiveRun
     preemptions: tuple[int, ...]
     prefix_hits: int
-    overrun_share: float | None
-    steps: int | None
+    held: HeldSteps | None
 
     @property
     def faults(self) -> tuple[str, ...]:
         """Why the run is not valid; empty where it is."""
         found = []
-        if self.overrun_share is not None and self.overrun_share >= MOST_OVERRUN:
-            found.append(f"{100 * self.overrun_share:.1f} % of the steps overran")
+        if self.held is not None and self.held.overrun_share >= MOST_OVERRUN_SHARE:
+            found.append(f"{100 * self.held.overrun_share:.1f} % of the steps overran")
         if self.run.is_late:
             found.append(f"the client was late by {1e3 * np.percentile(self.run.late_s, 99):.1f} ms (p99)")
         if self.prefix_hits:
@@ -204,8 +200,7 @@ def measure(
         run=made,
         preemptions=tuple(b.preemptions - a.preemptions for a, b in zip(before, after, strict=True)),
         prefix_hits=sum(b.prefix_hits - a.prefix_hits for a, b in zip(before, after, strict=True)),
-        overrun_share=None if held is None else held.overrun_share,
-        steps=None if held is None else held.steps,
+        held=held,
     )
 
 

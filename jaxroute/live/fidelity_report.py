@@ -14,13 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxroute.live.agreement import QUANTITIES, STATISTICS
-from jaxroute.live.fidelity import MOST_OVERRUN, Comparison
+from jaxroute.live.cluster import HeldSteps
+from jaxroute.live.fidelity import Comparison, Measured
 from jaxroute.live.files import write_json
 from jaxroute.live.frontend import FrontEnd
 from jaxroute.live.picture import fidelity_picture
 from jaxroute.output import write_requests_csv
 from jaxroute.plots import save
 from jaxroute.profiles import StepProfile
+from jaxroute.testbed.trace import MOST_OVERRUN_SHARE
 
 TARGETS = {("e2e", "mean"): 0.5, ("e2e", "p99"): 1.0, ("ttft", "mean"): 3.0, ("tbt", "mean"): 2.0}
 """Errors up to which the simulator counts as right, %."""
@@ -52,7 +54,7 @@ def error_table(comparisons: Sequence[Comparison]) -> Group:
     for header in ("case", "policy", "run"):
         table.add_column(f"\n{header}", overflow="fold")
     heads = ["E2E\nlive s", "E2E\nmean", "E2E\np50", "E2E\np99", "TTFT\nmean", "TTFT\np99", "TBT\nmean", "TBT\np99"]
-    heads += ["E2E each\np50 / p95", "preemptions\nlive / sim", "pre-\nempt.", "over-\nrun %"]
+    heads += ["E2E each\np50 / p95", "preemptions\nlive / sim", "pre-\nempt.", "overrun %\n/ stall ms"]
     for header in heads:
         table.add_column(header, justify="right", no_wrap=True)
     for comparison in comparisons:
@@ -73,7 +75,7 @@ def _run_row(comparison: Comparison, number: int) -> list[str | Text]:
     made, run = comparison.differences[number], comparison.measured[number]
     preemptions = comparison.preemptions[number]
     e2e = made["e2e"]
-    overrun = "-" if run.overrun_share is None else f"{100 * run.overrun_share:.2f}"
+    overrun = "-" if run.held is None else f"{100 * run.held.overrun_share:.2f} / {run.held.longest_stall_ms:.0f}"
     return [
         comparison.case.name,
         comparison.simulated.policy,
@@ -121,7 +123,7 @@ def fidelity_json(
     return {
         "settings": settings,
         "servers": [dataclasses.asdict(each) for each in servers],
-        "targets": {**targets, "preemptions_percent": PREEMPTIONS_TARGET, "most_overrun_share": MOST_OVERRUN},
+        "targets": {**targets, "preemptions_percent": PREEMPTIONS_TARGET, "most_overrun_share": MOST_OVERRUN_SHARE},
         "runs": [row for each in comparisons for row in _rows(each)],
         "noise": [_noise(each) for each in comparisons if each.noise_percent],
     }
@@ -147,12 +149,7 @@ def _rows(comparison: Comparison) -> list[dict[str, object]]:
         row: dict[str, object] = {
             **_key(comparison),
             "run": number + 1,
-            "valid": not run.faults,
-            "faults": run.faults,
-            "overrun_share": run.overrun_share,
-            "steps": run.steps,
-            "origin_s": run.run.origin,
-            "late_p99_ms": 1e3 * float(np.percentile(run.run.late_s, 99)),
+            **validity(run),
             **{name: dataclasses.asdict(comparison.differences[number][name]) for name in QUANTITIES},
             "preemptions": {
                 "live": preemptions.live,
@@ -162,6 +159,18 @@ def _rows(comparison: Comparison) -> list[dict[str, object]]:
         }
         rows.append(row)
     return rows
+
+
+def validity(run: Measured) -> dict[str, object]:
+    """What says how far a live run is to be trusted, for a JSON file."""
+    unknown = dict.fromkeys(field.name for field in dataclasses.fields(HeldSteps))
+    return {
+        "valid": not run.faults,
+        "faults": run.faults,
+        **(unknown if run.held is None else dataclasses.asdict(run.held)),
+        "origin_s": run.run.origin,
+        "late_p99_ms": 1e3 * float(np.percentile(run.run.late_s, 99)),
+    }
 
 
 def _noise(comparison: Comparison) -> dict[str, object]:

@@ -23,8 +23,9 @@ UNITS = {"e2e": (1.0, "s"), "ttft": (1.0, "s"), "tbt": (1e3, "ms")}
 def fidelity_picture(comparison: Comparison) -> Figure:
     """Two rows of panels, one column for each of E2E, TTFT and TBT.
 
-    Above each request is a point, live against simulated, log scales, on the line where both are equal; below are the
-    shares of requests that are done within a time, the simulated one and those of all live runs.
+    Above each request is a point, live against simulated, log scales, on the line where both are equal (one all of
+    whose tokens came at once has no place there); below are the shares of requests that are done within a time, the
+    simulated one and those of all live runs.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
     grid = figure.subplots(2, len(QUANTITIES))
@@ -49,8 +50,8 @@ def _sizes(result: RunResult) -> str:
 
 
 def _draw_requests(axes: Axes, simulated: np.ndarray, measured: list[np.ndarray]) -> None:
-    known = ~np.isnan(simulated)
-    both = np.concatenate([simulated[known], *(each[known] for each in measured)])
+    both = np.concatenate([simulated, *measured])
+    both = both[both > 0]
     low, high = both.min() / 1.1, both.max() * 1.1
     axes.plot([low, high], [low, high], color=GREY, lw=1, zorder=1)
     for each in measured:

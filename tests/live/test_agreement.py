@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,9 +7,14 @@ import pytest
 from fake_results import one_token_result, small_result
 from jaxroute.live import frontend
 from jaxroute.live.agreement import Preemptions, difference, differences, noise_floor, preemptions_at
-from jaxroute.live.client import Completion
+from jaxroute.live.client import Completion, LiveError
+from jaxroute.live.cluster import HeldSteps, LiveCluster
+from jaxroute.live.fidelity import Measured, compare
 from jaxroute.live.frontend import TOKENS, measure_frontend
+from jaxroute.live.picture import fidelity_picture
+from jaxroute.live.replay import LiveRun
 from jaxroute.profiles import load_profile
+from jaxroute.testbed.engine.step_hold import COLUMNS
 
 
 def later(seconds: float):
@@ -71,3 +77,49 @@ def test_front_end_is_what_comes_on_top_of_the_steps(monkeypatch):
     assert made.frontend_ms == pytest.approx(7, abs=1e-6)
     assert made.step_excess_ms == pytest.approx(0.5, abs=1e-6)
     assert made.probes == 8 and TOKENS > 3
+
+
+def trace_of(path, *steps: tuple[float, float, float, float]):
+    """A trace with (start s, target, held, work ms) of each step."""
+    rows = [
+        ",".join(map(str, (start, target, held, 0.0, work, *([0] * (len(COLUMNS) - 5)))))
+        for start, target, held, work in steps
+    ]
+    path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    return path
+
+
+def test_steps_that_took_too_long_are_counted_within_the_run_alone(tmp_path):
+    traces = (
+        trace_of(tmp_path / "a.csv", (1.0, 20, 500, 500), (5.0, 20, 20.1, 4), (6.0, 20, 60, 60)),
+        trace_of(tmp_path / "b.csv", (5.5, 30, 30.1, 4), (5.6, 30, 30.1, 4), (9.0, 30, 300, 300)),
+    )
+    cluster = LiveCluster(("a", "b"), "m", load_profile("v100-32gb-llama2-7b"), traces)
+    held = cluster.held_steps(4.0, 8.0)
+    assert (held.steps, held.overrun_share, held.longest_stall_ms) == (4, 0.25, 40)
+    assert held.lost_share == pytest.approx(40 / 100)
+    with pytest.raises(LiveError, match="holds no step"):
+        cluster.held_steps(10.0, 11.0)
+    assert dataclasses.replace(cluster, traces=()).held_steps(4.0, 8.0) is None
+
+
+def test_a_run_whose_steps_overran_is_not_valid():
+    run = LiveRun(small_result(), np.zeros(4), ("",) * 4, 0.0)
+    good, bad = HeldSteps(100, 0.01, 5.0, 0.001), HeldSteps(100, 0.03, 80.0, 0.02)
+    assert Measured(run, (0,), 0, good).faults == ()
+    assert Measured(run, (0,), 7, bad).faults == ("3.0 % of the steps overran", "7 tokens came from a prefix cache")
+    late = dataclasses.replace(run, late_s=np.full(4, 0.004))
+    assert Measured(late, (0,), 0, None).faults == ("the client was late by 4.0 ms (p99)",)
+
+
+def test_the_picture_has_room_for_requests_whose_tokens_came_at_once():
+    case = SimpleNamespace(name="some-case")
+    records = small_result().records
+    live = small_result(finish_s=np.where(np.arange(4) == 3, records.first_token_s, records.finish_s))
+    made = compare(case, small_result(), [Measured(LiveRun(live, np.zeros(4), ("",) * 4, 0.0), (3, 0), 0, None)])
+    figure = fidelity_picture(made)
+    above = [axes for axes in figure.axes if axes.get_xscale() == "log"]
+    assert len(above) == 3
+    for axes in above:
+        low, high = axes.get_xlim()
+        assert 0 < low < high < np.inf
