@@ -16,6 +16,7 @@ from jaxroute.profiles import load_profile
 from jaxroute.train.config import (
     EvolutionConfig,
     FleetsConfig,
+    GradientConfig,
     NetworkConfig,
     PpoConfig,
     RewardConfig,
@@ -44,19 +45,35 @@ def check_config(config: TrainConfig, place: Place) -> None:
     """
     tables: list[tuple[str, object]] = [(f"fleets.{number}.", fleets) for number, fleets in enumerate(config.fleets)]
     tables += [("workloads.", config.workloads), ("network.", config.network), ("reward.", config.reward)]
-    tables += [("ppo.", config.ppo), ("evolution.", config.evolution), ("", config)]
+    tables += [("ppo.", config.ppo), ("gradient.", config.gradient), ("evolution.", config.evolution), ("", config)]
     for prefix, table in tables:
         for name, rule in RULES[type(table)].items():
             if complaint := rule(getattr(table, name)):
                 raise InputError(f"{place.of(prefix + name)} is {_shown(getattr(table, name))}, {complaint}")
     if config.ppo.rollout % config.ppo.minibatches:
         _refuse(place, "ppo.rollout", config.ppo.rollout, f"a multiple of ppo.minibatches = {config.ppo.minibatches}")
-    if config.ppo.total_steps == 0 and config.evolution.generations == 0:
-        _refuse(place, "ppo.total_steps", 0, "above 0, or evolution.generations: there is nothing to train")
+    if config.ppo.total_steps == config.gradient.total_steps == config.evolution.generations == 0:
+        must = "above 0, or gradient.total_steps or evolution.generations: there is nothing to train"
+        _refuse(place, "ppo.total_steps", 0, must)
+    if config.gradient.total_steps:
+        _check_gradient(config, place)
     if config.seed + config.seeds > FIRST_SEED:
         _refuse(place, "seed", config.seed, f"at most {FIRST_SEED - config.seeds}: evaluation has the seeds above")
     if config.network.observation == "paper" and config.network.prior != "none":
         _refuse(place, "network.prior", config.network.prior, "none with the paper's observation")
+
+
+def _check_gradient(config: TrainConfig, place: Place) -> None:
+    """What the relaxed fleet can represent."""
+    if config.network.holds:
+        _refuse(place, "network.holds", True, "false with gradient.total_steps: holding has no gradient")
+    if config.network.observation != "rich":
+        _refuse(place, "network.observation", config.network.observation, "rich with gradient.total_steps")
+    if config.reward.kind != "latency":
+        _refuse(place, "reward.kind", config.reward.kind, "latency with gradient.total_steps: it is what is derived")
+    for number, fleets in enumerate(config.fleets):
+        if fleets.router_order != "fcfs":
+            _refuse(place, f"fleets.{number}.router_order", fleets.router_order, "fcfs with gradient.total_steps")
 
 
 def _refuse(place: Place, key: str, value: object, must: str) -> None:
@@ -201,6 +218,20 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
         "teacher": one_of(("none", *HEURISTICS)),
         "teacher_weight": at_least(0),
         "teacher_share": share,
+    },
+    GradientConfig: {
+        "total_steps": at_least(0),
+        "window": at_least(1),
+        "rows": at_least(1),
+        "learning_rate": above_zero,
+        "final_learning_rate": at_least(0),
+        "critic_learning_rate": above_zero,
+        "critic_passes": at_least(1),
+        "td_s": above_zero,
+        "temperature": above_zero,
+        "entropy": at_least(0),
+        "final_entropy": at_least(0),
+        "max_grad_norm": above_zero,
     },
     EvolutionConfig: {
         "generations": at_least(0),

@@ -142,8 +142,47 @@ class PpoConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GradientConfig:
+    """Gradients through the relaxed fleet, after PPO or instead of it (see `gradient`).
+
+    Attributes:
+      total_steps: router intervals of all lanes together after which it ends; 0 for none.
+      window: T, intervals of each lane that a gradient goes through.
+      rows: M, requests that a lane can have in flight and finish in a window; the router holds while there is no more
+        room.
+      learning_rate: at the start; it falls linearly to `final_learning_rate`.
+      final_learning_rate: at the end.
+      critic_learning_rate: of the critic, which has an optimiser of its own.
+      critic_passes: steps of the critic in each update, over the whole window.
+      td_s: seconds over which the critic's targets forget, lambda in time.
+      estimator: what stands for the derivative of a choice: that of a softmax with the noise of the draw (`gumbel`),
+        or of the probabilities (`expected`).
+      temperature: of that softmax.
+      through_observations: whether the gradient also goes through what later choices see of earlier ones.
+      entropy: weight of the entropy bonus at the start, per decision; it falls linearly to `final_entropy`.
+      final_entropy: at the end.
+      max_grad_norm: clip of the policy's and of the critic's gradient, apart.
+    """
+
+    total_steps: int = 0
+    window: int = 512
+    rows: int = 128
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-3
+    critic_passes: int = 16
+    td_s: float = 5.0
+    estimator: Literal["gumbel", "expected"] = "gumbel"
+    temperature: float = 1.0
+    through_observations: bool = False
+    entropy: float = 0.003
+    final_entropy: float = 0.0
+    max_grad_norm: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
 class EvolutionConfig:
-    """Evolution strategies on whole episodes, after PPO or instead of it.
+    """Evolution strategies on whole episodes, after the others or instead of them.
 
     Attributes:
       generations: of the whole run; 0 for none.
@@ -176,7 +215,8 @@ class TrainConfig:
       network: policy and critic.
       reward: the reward.
       ppo: the first algorithm.
-      evolution: the second.
+      gradient: the second.
+      evolution: the third.
     """
 
     name: str = "policy"
@@ -187,6 +227,7 @@ class TrainConfig:
     network: NetworkConfig = NetworkConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PpoConfig = PpoConfig()
+    gradient: GradientConfig = GradientConfig()
     evolution: EvolutionConfig = EvolutionConfig()
 
     @property

@@ -16,6 +16,8 @@ from jaxroute.train.best import Best, better, write_best
 from jaxroute.train.checkpoint import Checkpoints
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.evolution_stage import EvolutionStage
+from jaxroute.train.gradient import gradient_updates
+from jaxroute.train.gradient_stage import GradientStage
 from jaxroute.train.ppo import initial_state, make_learner
 from jaxroute.train.ppo_stage import PpoStage
 from jaxroute.train.scalars import FILE, VALID, Row, Scalars
@@ -24,7 +26,7 @@ from jaxroute.train.stage import Candidate, Stage, State, devices_for, is_valida
 from jaxroute.train.validation import Figures, Validator
 from jaxroute.training_plots import learning_curve
 
-STAGES = (PpoStage.name, EvolutionStage.name)
+STAGES = (PpoStage.name, GradientStage.name, EvolutionStage.name)
 
 
 class Watcher(Protocol):
@@ -99,10 +101,13 @@ class Training:
         return True
 
     def _planned(self) -> list[str]:
-        ppo, evolution = self._config.ppo.total_steps > 0, self._config.evolution.generations > 0
-        return [name for name, wanted in zip(STAGES, (ppo, evolution), strict=True) if wanted]
+        config = self._config
+        sizes = (config.ppo.total_steps, config.gradient.total_steps, config.evolution.generations)
+        return [name for name, size in zip(STAGES, sizes, strict=True) if size > 0]
 
     def _stage(self, name: str) -> Stage:
+        if name == GradientStage.name:
+            return GradientStage(self._config, self._groups, self._mesh)
         kind = PpoStage if name == PpoStage.name else EvolutionStage
         return kind(self._config, self._learner, self._groups, self._mesh)
 
@@ -178,7 +183,9 @@ class Training:
             "collapsed": self._collapsed,
             "best": None if self.best is None else self.best.facts(),
         }
-        number = done + (self._learner.updates if stage.name == EvolutionStage.name else 0)
+        # Numbers of checkpoints ascend from stage to stage.
+        before = {PpoStage.name: 0, GradientStage.name: self._learner.updates}
+        number = done + before.get(stage.name, self._learner.updates + gradient_updates(self._config))
         self._checkpoints.save(number, {"state": state, "best": (kept.policy, kept.scales)}, facts)
         if self.best is None:
             write_best(self._config, Best(first, None, stage.name, done, stage.env_steps(done)), self._out)

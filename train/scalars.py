@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
 from jaxroute.output import atomic_path
 from jaxroute.train.evolution import Progress
+from jaxroute.train.gradient import GradientMetrics
 from jaxroute.train.report import Metrics
 from jaxroute.train.validation import Figures
 
@@ -23,8 +24,7 @@ VALID = "valid_"
 WHERE = ("stage", "update", "env_steps", "seed", "seconds")
 COLUMNS = (
     *WHERE,
-    *Metrics._fields,
-    *Progress._fields,
+    *dict.fromkeys((*Metrics._fields, *GradientMetrics._fields, *Progress._fields)),
     *(VALID + field.name for field in dataclasses.fields(Figures)),
 )
 
