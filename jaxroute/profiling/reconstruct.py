@@ -50,6 +50,11 @@ class _Sequence:
     first: int
     last: int
 
+    def begun_by(self, step: int) -> _Sequence:
+        """The same where it began no later: an answer may come long after its last token was made."""
+        late = max(0, self.first - step)
+        return _Sequence(self.prompt_tokens, self.first - late, self.last - late)
+
 
 class _Timeline:
     """Steps of a probe: step t ends with its token t."""
@@ -88,12 +93,12 @@ def scene_steps(played: Played, *, part: str, name: str, token_budget: int) -> R
       token_budget: most tokens of a step.
     """
     line = _Timeline(played.probe)
-    batch = [line.sequence(answer) for answer in played.batch]
+    settled = line.step_at(played.settled_s)
+    batch = [line.sequence(answer).begun_by(settled) for answer in played.batch]
     decoding, context = _decodes(len(line), played.probe.prompt_tokens, batch)
     prefills: list[list[tuple[int, int]]] = [[] for _ in range(len(line))]
     known = np.ones(len(line), bool)
     known[0] = False
-    settled = max((each.first for each in batch), default=0)
     if played.batch:
         known[max(0, line.step_at(min(answer.sent_s for answer in played.batch))) : settled + 1] = False
     cut, otherwise = 0, 0

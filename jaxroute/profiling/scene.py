@@ -72,11 +72,17 @@ class Injected:
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """Answers of a scene."""
+    """Answers of a scene.
+
+    Attributes:
+      probe, batch, injected: those.
+      settled_s: when all prompts of the batch had been computed.
+    """
 
     probe: Answer
     batch: tuple[Answer, ...]
     injected: tuple[Injected, ...]
+    settled_s: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +117,14 @@ async def play(server: Server, scene: Scene, pace: Pace) -> Played:
         await ticks.reach(2)
         batch = [asyncio.create_task(server.ask(scene.prompt_tokens, output)) for output in scene.output_tokens]
         tasks += batch
-        await _settled(server, ticks)
+        settled_s = await _settled(server, ticks)
         injected = []
         for injection in scene.injections:
             if not await ticks.reach(len(ticks.times) + REST) or probe.done():
                 break
             injected.append(await inject(server, injection, pace, ticks))
         answers = await asyncio.gather(*batch)
-        return Played(await probe, tuple(answers), tuple(injected))
+        return Played(await probe, tuple(answers), tuple(injected), settled_s)
     finally:
         await _drop(tasks)
 
@@ -172,10 +178,15 @@ async def warm_up(server: Server, longest: int, most: int) -> Pace:
     return Pace(max(0.0, times[short] - token_ms * short), token_ms, decode_ms)
 
 
-async def _settled(server: Server, ticks: Ticks) -> None:
-    """Waits until the batch is computed: requests are served in their order, so a last one tells of all before it."""
+async def _settled(server: Server, ticks: Ticks) -> float:
+    """Waits until the batch is computed, and says when that was.
+
+    Requests are served in their order, so one that is sent last tells of all before it; a second one, of those that the
+    first overtook on its way in.
+    """
     await ticks.reach(len(ticks.times) + 3)
     await server.ask(PROBE_TOKENS, 1)
+    return (await server.ask(PROBE_TOKENS, 1)).end_s
 
 
 async def _drop(tasks: Sequence[asyncio.Task[Answer]]) -> None:
