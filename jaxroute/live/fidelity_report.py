@@ -48,11 +48,26 @@ class Servers:
 
 
 def error_table(comparisons: Sequence[Comparison]) -> Group:
-    """A row for every live run, and one of the repeats' own differences; errors above their target in red."""
+    """A table for each case: a row for every live run, and one of how far its repeats are from each other.
+
+    Errors above their target are red; below the tables stands why a run is not valid.
+    """
+    cases = dict.fromkeys(each.case.name for each in comparisons)
+    tables = [_case_table(name, [each for each in comparisons if each.case.name == name]) for name in cases]
+    faults = [
+        Text(f"not valid: {each.case.name} {each.simulated.policy} run {number + 1}: {fault}", style=WRONG_STYLE)
+        for each in comparisons
+        for number, run in enumerate(each.measured)
+        for fault in run.faults
+    ]
+    return Group(*tables, *faults)
+
+
+def _case_table(name: str, comparisons: Sequence[Comparison]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
-    table.title = "simulated against live: error in %"
-    for header in ("case", "policy", "run"):
-        table.add_column(f"\n{header}", overflow="fold")
+    table.title = f"{name}: simulated against live, error in %"
+    table.add_column("\npolicy", overflow="fold")
+    table.add_column("\nrun", no_wrap=True)
     heads = ["E2E\nlive s", "E2E\nmean", "E2E\np50", "E2E\np99", "TTFT\nmean", "TTFT\np99", "TBT\nmean", "TBT\np99"]
     heads += ["E2E each\np50 / p95", "preemptions\nlive / sim", "pre-\nempt.", "overrun %\n/ stall ms"]
     for header in heads:
@@ -62,13 +77,7 @@ def error_table(comparisons: Sequence[Comparison]) -> Group:
             table.add_row(*_run_row(comparison, number))
         if comparison.noise_percent:
             table.add_row(*_noise_row(comparison))
-    faults = [
-        Text(f"not valid: {each.case.name} {each.simulated.policy} run {number + 1}: {fault}", style=WRONG_STYLE)
-        for each in comparisons
-        for number, run in enumerate(each.measured)
-        for fault in run.faults
-    ]
-    return Group(table, *faults)
+    return table
 
 
 def _run_row(comparison: Comparison, number: int) -> list[str | Text]:
@@ -77,7 +86,6 @@ def _run_row(comparison: Comparison, number: int) -> list[str | Text]:
     e2e = made["e2e"]
     overrun = "-" if run.held is None else f"{100 * run.held.overrun_share:.2f} / {run.held.longest_stall_ms:.0f}"
     return [
-        comparison.case.name,
         comparison.simulated.policy,
         f"{number + 1}" + ("" if not run.faults else " !"),
         f"{e2e.live_s['mean']:.3f}",
@@ -93,7 +101,7 @@ def _noise_row(comparison: Comparison) -> list[str | Text]:
     noise = comparison.noise_percent
     spread = comparison.noise_preemptions_percent
     cells = [f"{noise[quantity][stat]:.2f}" for quantity, stat in _SHOWN]
-    texts = ["", "", "live", "", *cells, "", "", "-" if spread is None else f"{spread:.2f}", ""]
+    texts = ["", "live", "", *cells, "", "", "-" if spread is None else f"{spread:.2f}", ""]
     return [Text(text, style="dim") for text in texts]
 
 
