@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -19,7 +18,7 @@ from jaxroute import plots
 from jaxroute.candidates import Candidate
 from jaxroute.evaluate import Row
 from jaxroute.metrics import REFERENCE_POLICY
-from jaxroute.output import atomic_path, csv_field, plain_json
+from jaxroute.output import csv_field, plain_json, report_paths, write_rows
 from jaxroute.paired import COMPARED, FEWEST_SEEDS, Comparison, Interval, best_of, compare
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
@@ -106,16 +105,9 @@ def write_evaluation(
     Raises:
       OSError: the folder cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        atomic_path(folder / "evaluation.csv") as csv_file,
-        atomic_path(folder / "evaluation.json") as json_file,
-        atomic_path(folder / "evaluation.png") as picture,
-    ):
-        with csv_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows([_field(row, column) for column in COLUMNS] for row in rows)
+    names = ("evaluation.csv", "evaluation.json", "evaluation.png")
+    with report_paths(folder, *names) as (csv_file, json_file, picture):
+        write_rows(csv_file, COLUMNS, ([_field(row, column) for column in COLUMNS] for row in rows))
         json_file.write_text(_json(cells, capacities, settings), encoding="utf-8")
         plots.save(plots.relative_latency(cells), picture)
 

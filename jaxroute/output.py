@@ -9,7 +9,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def report_paths(folder: Path, *names: str) -> Iterator[list[Path]]:
+    """Temporary paths for some files of a folder, see `atomic_path`: none takes its place before the block has ended.
+
+    Raises:
+      OSError: the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(atomic_path(folder / name)) for name in names]
+
+
+def write_rows(path: Path, header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Writes a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def request_columns(result: RunResult) -> dict[str, np.ndarray]:
@@ -68,10 +88,9 @@ def write_requests_csv(result: RunResult, path: str | Path) -> None:
       OSError: the folder is missing or cannot be written.
     """
     columns = request_columns(result)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*(map(csv_field, values.tolist()) for values in columns.values()), strict=True))
+    with atomic_path(path) as temporary:
+        fields = (map(csv_field, values.tolist()) for values in columns.values())
+        write_rows(temporary, columns, zip(*fields, strict=True))
 
 
 def write_summary_json(summaries: Sequence[Summary], settings: Mapping[str, object], path: str | Path) -> None:

@@ -12,6 +12,7 @@ from jaxroute.cluster import fleet
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.state import ClusterState, StepLog
 from jaxroute.cluster.view import router_view
+from jaxroute.devices import AXIS
 from jaxroute.policies.protocol import Policy, PolicyState
 from jaxroute.types import ClusterParams, Workload
 
@@ -156,5 +157,5 @@ def run_to_end(
         split = jax.tree.map(lambda leaf: leaf.reshape(-1, chunk, *leaf.shape[1:]), (workload, lane))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jax.lax.map(one_chunk, split))
 
-    spread = jax.sharding.PartitionSpec("lanes")
+    spread = jax.sharding.PartitionSpec(AXIS)
     return jax.shard_map(one_device, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)(workloads, lanes)

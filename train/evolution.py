@@ -21,6 +21,7 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from jaxroute.cluster.config import RouterOrder
+from jaxroute.devices import AXIS
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.policies import heuristic
@@ -31,7 +32,6 @@ from jaxroute.train.optimiser import lenient
 from jaxroute.train.reach import reach_of
 from jaxroute.train.state import Params
 
-AXIS = "lanes"
 REFERENCE = "round-robin"
 """What costs are relative to, its requests in order of arrival whatever the order of the group."""
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxroute.devices import AXIS
 from jaxroute.env_types import EnvParams
 from jaxroute.policies.network import FeatureScales
 from jaxroute.train.config import TrainConfig
@@ -21,7 +22,7 @@ from jaxroute.train.evolution import (
 )
 from jaxroute.train.health import check_finite
 from jaxroute.train.normalise import RunningScales
-from jaxroute.train.ppo import AXIS, initial_state
+from jaxroute.train.ppo import initial_state
 from jaxroute.train.rollout import collect
 from jaxroute.train.scenarios import Group
 from jaxroute.train.stage import Candidate

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxroute.devices import AXIS
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.observation import count_columns
@@ -23,8 +24,6 @@ from jaxroute.train.report import Metrics
 from jaxroute.train.stagger import staggered
 from jaxroute.train.state import Lanes, TrainState
 from jaxroute.train.update import Learner, update
-
-AXIS = "lanes"
 
 
 def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learner:

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxroute.devices import AXIS
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.decode import deterministic
 from jaxroute.train.health import check_collapse, check_finite, collapsed_for
-from jaxroute.train.ppo import AXIS, initial_state, run_updates, state_specs
+from jaxroute.train.ppo import initial_state, run_updates, state_specs
 from jaxroute.train.scenarios import Group
 from jaxroute.train.stage import Candidate, call_length
 from jaxroute.train.state import TrainState

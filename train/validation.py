@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxroute.devices import AXIS
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.errors import InputError
@@ -21,7 +22,6 @@ from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.episode import Greedy, Outcome, play
 from jaxroute.train.evolution import references
-from jaxroute.train.ppo import AXIS
 from jaxroute.train.scenarios import Group, make_groups
 from jaxroute.train.state import Params
 

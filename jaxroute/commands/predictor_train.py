@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,13 +19,13 @@ from rich.progress import (
 )
 
 from jaxroute.commands.console import table_console
-from jaxroute.errors import InputError
+from jaxroute.commands.run_options import Overrides, RunOptions, interruptible, stopped
 
-INTERRUPTED = 130
+COMMAND = "jaxroute predictor train"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(RunOptions):
     """Train a length predictor on prompts with the lengths of their answers.
 
     Start a run with --config, --data and --out, or go on with one that was stopped with --resume. Rows of the split
@@ -37,18 +34,10 @@ class Train:
     predictor/, for `predict`, `evaluate` and `show`. Ctrl-C saves a checkpoint and stops.
     """
 
-    config: str | None = None
-    """TOML file, or the name of a shipped configuration."""
     data: tuple[Path, ...] = ()
     """JSON lines (may be gzip) with prompt, output_tokens, task and split; several files one behind the other."""
-    overrides: Annotated[
-        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
-    ] = ()
+    overrides: Overrides = ()
     """Values in place of the configuration's, such as fit.learning_rate=3e-4; may be repeated."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder to write the run to."""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of a run to go on with."""
 
     def run(self) -> None:
         """Runs it; exits with 130 where it was interrupted."""
@@ -59,7 +48,7 @@ class Train:
         from jaxroute.train.predictor.load import load_predictor_config
         from jaxroute.train.predictor.training import PREDICTOR, PredictorTraining
 
-        self._check()
+        self.check(data=self.data)
         console = table_console()
         if self.resume is not None:
             out = self.resume
@@ -68,36 +57,20 @@ class Train:
             assert self.config is not None and self.out is not None
             out, files = self.out, self.data
             run_folder.check_new(out)
-            config = load_predictor_config(self.config, [each for group in self.overrides for each in group])
+            config = load_predictor_config(self.config, self.values)
         table = read_prompts(files)
         with stop_requests() as stop, _bar(console) as bar:
             training = PredictorTraining(config, table, out, bar)
             if self.resume is None:
                 runs.begin(out, config, files)
-            try:
+            with interruptible(COMMAND, out, console):
                 finished = training.run(stop)
-            except KeyboardInterrupt:
-                console.print(
-                    f"stopped at once; go on from the last checkpoint: jaxroute predictor train --resume {out}"
-                )
-                sys.exit(INTERRUPTED)
-            except OSError as error:
-                raise InputError(f"{out}: cannot be written ({error}); make room or check its permissions") from error
         if not finished:
-            console.print(f"stopped and saved; go on with: jaxroute predictor train --resume {out}", soft_wrap=True)
-            sys.exit(INTERRUPTED)
+            stopped(COMMAND, out, console)
         epoch, figures = training.best
         if figures is not None:
             console.print(f"best: epoch {epoch}, validation top-1 {figures.top1:.3f}, LLM rows {figures.top1_llm:.3f}")
         console.print(f"written to {out}; its predictor: {out / PREDICTOR}", soft_wrap=True)
-
-    def _check(self) -> None:
-        if self.resume is None and (self.config is None or self.out is None or not self.data):
-            raise InputError("give --config, --data and --out to start a run, or --resume to go on with one")
-        if self.resume is not None and (self.config is not None or self.out is not None or self.overrides or self.data):
-            raise InputError(
-                "--resume goes on with the run as it was begun; it takes no --config, --data, --set or --out"
-            )
 
 
 class _Bar:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,13 +19,13 @@ from rich.progress import (
 )
 
 from jaxroute.commands.console import table_console
-from jaxroute.errors import InputError
+from jaxroute.commands.run_options import Overrides, RunOptions, interruptible, stopped
 
-INTERRUPTED = 130
+COMMAND = "jaxroute train"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(RunOptions):
     """Train a routing policy in the simulator: PPO, then evolution strategies, as the configuration says.
 
     Start a run with --config and --out, or go on with one that was stopped with --resume. The folder of a run holds
@@ -37,16 +33,8 @@ class Train:
     `simulate`, `evaluate` and `export`) and, at the end, learning_curve.png. Ctrl-C saves a checkpoint and stops.
     """
 
-    config: str | None = None
-    """TOML file, or the name of a shipped configuration."""
-    overrides: Annotated[
-        tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
-    ] = ()
+    overrides: Overrides = ()
     """Values in place of the configuration's, such as ppo.learning_rate=3e-4 fleets.0.lanes=64; may be repeated."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder to write the run to."""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of a run to go on with."""
 
     def run(self) -> None:
         """Runs it; exits with 130 where it was interrupted."""
@@ -55,7 +43,7 @@ class Train:
         from jaxroute.train.load_config import load_config
         from jaxroute.train.loop import Training
 
-        self._check()
+        self.check()
         console = table_console()
         if self.resume is not None:
             out, config = self.resume, run_folder.config_of(self.resume)
@@ -63,30 +51,18 @@ class Train:
             assert self.config is not None and self.out is not None
             out = self.out
             run_folder.check_new(out)
-            config = load_config(self.config, [each for group in self.overrides for each in group])
+            config = load_config(self.config, self.values)
         with stop_requests() as stop, _bar(console) as bar:
             training = Training(config, out, bar)
             if self.resume is None:
                 run_folder.begin(out, config)
-            try:
+            with interruptible(COMMAND, out, console):
                 finished = training.run(stop)
-            except KeyboardInterrupt:
-                console.print(f"stopped at once; go on from the last checkpoint: jaxroute train --resume {out}")
-                sys.exit(INTERRUPTED)
-            except OSError as error:
-                raise InputError(f"{out}: cannot be written ({error}); make room or check its permissions") from error
         if not finished:
-            console.print(f"stopped and saved; go on with: jaxroute train --resume {out}", soft_wrap=True)
-            sys.exit(INTERRUPTED)
+            stopped(COMMAND, out, console)
         if (best := training.best) is not None and best.figures is not None:
             console.print(f"best: {best.stage} {best.update}, {best.figures.text}")
         console.print(f"written to {out}; its policy: {out / 'policy'}", soft_wrap=True)
-
-    def _check(self) -> None:
-        if self.resume is None and (self.config is None or self.out is None):
-            raise InputError("give --config and --out to start a run, or --resume to go on with one")
-        if self.resume is not None and (self.config is not None or self.out is not None or self.overrides):
-            raise InputError("--resume goes on with the run as it was begun; it takes no --config, --set or --out")
 
 
 class _Bar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from jaxroute.output import atomic_path, plain_json
+from jaxroute.output import plain_json, report_paths, write_rows
 from jaxroute.plots import save
 from jaxroute.predictor.evaluation import ALL, Evaluation, Row
 
@@ -44,16 +43,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     Raises:
       OSError: the folder cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        atomic_path(folder / "evaluation.csv") as csv_file,
-        atomic_path(folder / "evaluation.json") as json_file,
-        atomic_path(folder / "confusion.png") as picture,
-    ):
-        with csv_file.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(FIELDS)
-            writer.writerows([_field(getattr(row, name)) for name in FIELDS] for row in evaluation.rows)
+    names = ("evaluation.csv", "evaluation.json", "confusion.png")
+    with report_paths(folder, *names) as (csv_file, json_file, picture):
+        write_rows(csv_file, FIELDS, ([_field(getattr(row, name)) for name in FIELDS] for row in evaluation.rows))
         content = json.dumps(plain_json(_nested(evaluation.rows)), indent=2, allow_nan=False)
         json_file.write_text(content + "\n", encoding="utf-8")
         save(confusion_picture(evaluation), picture)
