@@ -7,7 +7,9 @@
 Forward mode (`jax.jvp`, `jax.jacfwd`), reverse mode and `vmap` all go through the simulation itself. They are
 *pathwise*: which request is in which engine step is decided by the forward run and is a constant to them, and with that
 order fixed a token's time is a sum of step times, smooth in the coefficients. A derivative is exact for changes so
-small that no event changes places with another, and blind to what happens when one does.
+small that no event changes places with another, and blind to what happens when one does. In a server that is never
+idle this makes derivatives of latencies far too large: with `anchored`, a request stays at its place within the step in
+which it was dispatched, not at its time, and they are of use (see `jaxroute.cluster.replay`).
 `jaxroute/calibrate/README.md` lists what is exact, what is zero, and what was measured of the difference.
 
 How it stays cheap: integers carry no derivative, so what reverse mode has to keep of an interval is the arithmetic of
@@ -85,7 +87,7 @@ class DifferentiableRun:
       instances: I.
       seed: of the policy's random choices.
       length: T, router intervals that it runs for.
-      segment: see `differentiable_run`.
+      anchored, segment: see `differentiable_run`.
     """
 
     config: ClusterConfig
@@ -93,13 +95,15 @@ class DifferentiableRun:
     instances: int
     seed: int
     length: int
+    anchored: bool
     segment: int | None
 
     def __call__(self, params: ClusterParams, workload: Workload) -> RequestTimes:
         """What the clients see."""
         states, key = self.policy.initial_state(self.instances), jax.random.key(self.seed)
         lane = start_lane(self.config, params, workload, states, key)
-        return request_times(self.config, self.policy, params, workload, lane, length=self.length, segment=self.segment)
+        how = {"length": self.length, "anchored": self.anchored, "segment": self.segment}
+        return request_times(self.config, self.policy, params, workload, lane, **how)  # type: ignore[arg-type]
 
 
 def differentiable_run(
@@ -109,6 +113,7 @@ def differentiable_run(
     policy: Policy,
     *,
     seed: int = 0,
+    anchored: bool = False,
     segment: int | None = None,
     slack: float = 1.1,
 ) -> tuple[DifferentiableRun, ClusterParams, Workload]:
@@ -120,6 +125,7 @@ def differentiable_run(
       prediction: what the router is told of their output lengths.
       policy: decides; what it decides is a constant to the derivative.
       seed: of its random choices.
+      anchored: whether the derivatives are the anchored ones instead of the pathwise ones.
       segment: router intervals of which the backward pass keeps nothing but the state before them, and which it
         computes again; None keeps the clock's arithmetic of all of them.
       slack: the function runs this many times as long as it takes at the present parameters, so that it also ends at
@@ -136,7 +142,7 @@ def differentiable_run(
     piece = segment or SEGMENT
     length = math.ceil(slack * needed / piece) * piece
 
-    times = DifferentiableRun(config, policy, len(servers.profiles), seed, length, segment)
+    times = DifferentiableRun(config, policy, len(servers.profiles), seed, length, anchored, segment)
     return times, params, workload
 
 
@@ -148,6 +154,7 @@ def request_times(
     lane: Lane,
     *,
     length: int,
+    anchored: bool = False,
     segment: int | None = None,
 ) -> RequestTimes:
     """Runs one lane for `length` intervals; differentiable in `params` and in `workload.arrival.offset`.
@@ -161,7 +168,7 @@ def request_times(
       workload: the requests.
       lane: the simulation at its start.
       length: T, router intervals, a multiple of `segment`.
-      segment: as in `differentiable_run`.
+      anchored, segment: as in `differentiable_run`.
 
     Raises:
       ValueError: a configuration without records or fixed steps, or a length that is no multiple.
@@ -171,34 +178,44 @@ def request_times(
     if segment is not None and length % segment:
         raise ValueError(f"length {length} is no multiple of segment {segment}")
 
-    def one(now: Lane, _: None) -> tuple[Lane, jax.Array]:
+    def one(now: Lane, _: None) -> tuple[Lane, tuple[jax.Array, jax.Array]]:
         return _interval(config, policy, params, workload, now)
 
     if segment is None:
-        lane, ended = jax.lax.scan(one, lane, None, length=length)
+        lane, trace = jax.lax.scan(one, lane, None, length=length)
     else:
         piece = jax.checkpoint(lambda now, _: jax.lax.scan(one, now, None, length=segment), prevent_cse=False)
-        lane, ended = jax.lax.scan(piece, lane, None, length=length // segment)
-        ended = ended.reshape(length, *ended.shape[2:])
-    return _times_of(params, workload, lane.cluster, ended)
+        lane, trace = jax.lax.scan(piece, lane, None, length=length // segment)
+        trace = jax.tree.map(lambda leaf: leaf.reshape(length, *leaf.shape[2:]), trace)
+    ended, drift = trace
+    return _times_of(params, workload, lane.cluster, ended, drift if anchored else jnp.zeros_like(drift))
 
 
 def _interval(
     config: ClusterConfig, policy: Policy, params: ClusterParams, workload: Workload, lane: Lane
-) -> tuple[Lane, jax.Array]:
-    """One router interval, and the ends of the engine steps in it, [I, K]; decisions are constants."""
+) -> tuple[Lane, tuple[jax.Array, jax.Array]]:
+    """One router interval; decisions are constants.
+
+    Also the ends of the engine steps in it, [I, K], and the drift of each engine's clock at its start, [I].
+    """
     before = lane.cluster
     view = jax.lax.stop_gradient(router_view(config, params, workload, before))
     action, state = policy.act(lane.policy, view, jax.random.fold_in(lane.key, before.now))
     cluster, log = fleet.step(config, params, workload, before, action)
     if log is None or log.ended_offset is None:
         raise ValueError("the run kept no ends of engine steps")
-    return lane.replace(cluster=cluster, policy=state), log.ended_offset
+    step = before.engines.step
+    own = jax.vmap(lambda began, end: clock.drift(clock.at_step(before.now), began, end, params.dt))(
+        step.began, step.end
+    )
+    return lane.replace(cluster=cluster, policy=state), (log.ended_offset, jnp.where(step.busy, own, 0))
 
 
-def _times_of(params: ClusterParams, workload: Workload, cluster: ClusterState, ended: jax.Array) -> RequestTimes:
+def _times_of(
+    params: ClusterParams, workload: Workload, cluster: ClusterState, ended: jax.Array, drift: jax.Array
+) -> RequestTimes:
     book = cluster.engines.ledger
-    if book is None or cluster.instance is None:
+    if book is None or cluster.instance is None or cluster.dispatch_step is None:
         raise ValueError("the run kept no records")
     rows = jnp.arange(workload.prompt_tokens.shape[0])
     instance = jnp.maximum(cluster.instance, 0)
@@ -209,13 +226,14 @@ def _times_of(params: ClusterParams, workload: Workload, cluster: ClusterState, 
 
     finish_step = book.requests.last.step[instance, rows]
     left = (cluster.instance >= 0) & (finish_step >= 0) & ~_is_here(workload, cluster)
-    frontend = params.instances.frontend_s[instance]
+    moved = drift[jnp.maximum(cluster.dispatch_step, 0), instance]
+    constant = params.instances.frontend_s[instance] - moved
     first_s, last_s = seconds(book.requests.first), seconds(book.requests.last)
     gaps = (workload.output_tokens - 1).astype(jnp.float32)
     several = left & (workload.output_tokens > 1)
     return RequestTimes(
-        ttft_s=jnp.where(left, first_s + frontend, 0),
-        e2e_s=jnp.where(left, last_s + frontend, 0),
+        ttft_s=jnp.where(left, first_s + constant, 0),
+        e2e_s=jnp.where(left, last_s + constant, 0),
         tbt_mean_s=jnp.where(several, (last_s - first_s) / jnp.maximum(gaps, 1), 0),
         finished=left,
         several=several,

@@ -54,6 +54,10 @@ class RequestLog:
     def __len__(self) -> int:
         return len(self.dispatch_s)
 
+    def first(self, count: int) -> RequestLog:
+        """Its first `count` requests."""
+        return self._take(np.arange(len(self)) < count)
+
     def of_servers(self, names: tuple[str, ...]) -> RequestLog:
         """What some of the servers had.
 
@@ -63,19 +67,19 @@ class RequestLog:
         if unknown := [name for name in names if name not in self.servers]:
             raise InputError(f"{self.name}: has no server {unknown[0]}; it has {', '.join(self.servers)}")
         place = np.asarray([names.index(name) if name in names else -1 for name in self.servers])[self.server]
-        rows = {
-            field.name: getattr(self, field.name)[place >= 0]
-            for field in dataclasses.fields(self)
-            if isinstance(getattr(self, field.name), np.ndarray)
-        }
-        return dataclasses.replace(self, **rows | {"server": place[place >= 0]}, servers=names)
+        kept = self._take(place >= 0)
+        return dataclasses.replace(kept, server=place[place >= 0], servers=names)
+
+    def _take(self, rows: np.ndarray) -> RequestLog:
+        columns = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return dataclasses.replace(self, **columns)
 
 
 def read_request_log(path: Path) -> RequestLog:
     """Reads a requests.csv, a decision log of `jaxroute serve`, or a result of `vllm bench serve`.
 
     Raises:
-      InputError: names file and remedy: none of these, a field that is missing or no number, or too few requests.
+      InputError: names file and remedy: none of these, or a field that is missing or no number.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -88,9 +92,13 @@ def read_request_log(path: Path) -> RequestLog:
         log = _read_decisions(path)
     else:
         log = _read_bench(path)
+    return log
+
+
+def check_enough(log: RequestLog, path: Path) -> None:
+    """Raises InputError where a log has too few requests for a fit."""
     if (usable := int(log.counted.sum())) < FEWEST_REQUESTS:
         raise InputError(f"{path}: has {usable} finished requests; a fit needs {FEWEST_REQUESTS} at least")
-    return log
 
 
 def _read_csv(path: Path) -> RequestLog:

@@ -63,6 +63,21 @@ def seconds_between(start: Time, end: Time, dt: Interval) -> jax.Array:
     return (end.step - start.step).astype(jnp.float32) * dt.seconds + (end.offset - start.offset)
 
 
+def drift(time: Time, began: Time, end: Time, dt: Interval) -> jax.Array:
+    """0, whose derivative is how `time` moves with a span that it is in, at a fixed share of the span; float32.
+
+    Args:
+      time: [...] between `began` and `end`.
+      began, end: [] of the span.
+      dt: the router interval.
+    """
+    length = jax.lax.stop_gradient(seconds_between(began, end, dt))
+    since = jax.lax.stop_gradient(seconds_between(began, time, dt))
+    share = jnp.clip(since / jnp.maximum(length, 1e-9), 0, 1)
+    at_start, at_end = (each.offset - jax.lax.stop_gradient(each.offset) for each in (began, end))
+    return at_start + share * (at_end - at_start)
+
+
 def later_of(one: Time, other: Time) -> Time:
     """The later of two times."""
     after = (one.step > other.step) | ((one.step == other.step) & (one.offset > other.offset))

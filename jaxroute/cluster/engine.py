@@ -27,6 +27,7 @@ def idle_engine(config: ClusterConfig, requests: int) -> EngineState:
         busy=no,
         end=clock.at_step(zero),
         end_rest=jnp.float32(0),
+        began=clock.at_step(zero) if config.fixed_steps else None,
         decodes=no,
         first_order=zero,
         admitted=zero,
@@ -133,7 +134,7 @@ def engine_step(
     state, step, work, preempted = _schedule(config, params, workload, state, jax.lax.stop_gradient(start), starts)
     duration, duration_rest = step_time(params, work)
     end, end_rest = clock.later(start, start_rest, duration, duration_rest, dt)
-    step = step.replace(end=end, end_rest=end_rest)
+    step = step.replace(end=end, end_rest=end_rest, began=start if config.fixed_steps else None)
     in_progress = in_progress.replace(busy=in_progress.busy & ~ends)
     state = state.replace(
         step=jax.tree.map(lambda new, old: jnp.where(step.busy, new, old), step, in_progress),
@@ -310,6 +311,4 @@ def _log_step(
         "decode_seqs": work.decode_seqs,
         "preemptions": preemptions,
     }
-    return log.replace(
-        **{name: getattr(log, name).at[target].set(value, mode="drop") for name, value in entry.items()}
-    )
+    return log.replace(**{name: getattr(log, name).at[target].set(value, mode="drop") for name, value in entry.items()})

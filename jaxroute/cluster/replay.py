@@ -80,10 +80,10 @@ def replay_engine(
         ready = clock.select(engine.step.busy, engine.step.end, _dispatch_of(workload, received))
         # An engine that is done has no next event; it is left as it is while other lanes go on.
         ready = ready.replace(step=jnp.where(runs, ready.step, -1))
-        joining = (workload.arrival, engine.step.busy, began, ready)
-        before = received
+        busy, before = engine.step.busy, received
         engine, received = _receive_until(config, workload, engine, received, ready)
-        drift = drift + jnp.where((rows >= before) & (rows < received), _drift(*joining, dt), 0)
+        joins = busy & (rows >= before) & (rows < received)
+        drift = drift + jnp.where(joins, clock.drift(workload.arrival, began, ready, dt), 0)
         engine, _ = engine_step(config, params, workload, engine, ready.step, ready, dt, jnp.int32(0), None)
         return engine, ready, drift, received, steps + runs.astype(jnp.int32)
 
@@ -102,15 +102,6 @@ def replay_engine(
         steps=steps,
         complete=engine.finished >= workload.num_requests,
     )
-
-
-def _drift(dispatch: Time, busy: jax.Array, began: Time, ends: Time, dt: Interval) -> jax.Array:
-    """[N] 0, with the derivative of the clock of an engine that is `busy` from `began` to `ends`, at the dispatches."""
-    length = jax.lax.stop_gradient(clock.seconds_between(began, ends, dt))
-    since = jax.lax.stop_gradient(clock.seconds_between(began, dispatch, dt))
-    part = jnp.clip(since / jnp.maximum(length, 1e-9), 0, 1)
-    at_start, at_end = (time.offset - jax.lax.stop_gradient(time.offset) for time in (began, ends))
-    return jnp.where(busy, at_start + part * (at_end - at_start), 0)
 
 
 def _receive_until(

@@ -78,6 +78,7 @@ class EngineStep(struct.PyTreeNode):
       busy: [] bool, whether there is one.
       end: Time [], when it ends.
       end_rest: [] float32, seconds that float32 rounded off `end`.
+      began: Time [], when it started; None where no `fixed_steps` are run.
       decodes: [] bool, whether the sequences admitted before it decode in it.
       first_order: [] int32, the smallest `Slots.order` of a request that it admits.
       admitted: [] int32, requests that it admits: their slots are the last `admitted` of the taken ones in
@@ -91,6 +92,7 @@ class EngineStep(struct.PyTreeNode):
     busy: jax.Array
     end: Time
     end_rest: jax.Array
+    began: Time | None
     decodes: jax.Array
     first_order: jax.Array
     admitted: jax.Array

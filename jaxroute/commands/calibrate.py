@@ -43,6 +43,8 @@ class Calibrate:
     """Most sequences that a server runs at once; by default the profile's."""
     max_num_batched_tokens: int | None = None
     """Token budget of an engine step; by default the profile's."""
+    requests: int | None = None
+    """Use only so many requests, the first ones: a log of an hour says no more than its first minutes, only later."""
     name: str | None = None
     """Name of the new profile; by default that of the start with -fitted behind it."""
     method: Literal["gauss-newton", "adam"] = "gauss-newton"
@@ -59,7 +61,7 @@ class Calibrate:
     def run(self) -> None:
         """Runs it."""
         from jaxroute.calibrate.fit import Fitting, Start
-        from jaxroute.calibrate.log import read_request_log
+        from jaxroute.calibrate.log import check_enough, read_request_log
         from jaxroute.calibrate.model import ServerModel
         from jaxroute.calibrate.report import calibration_tables, write_calibration
         from jaxroute.calibrate.result import calibration, split
@@ -71,6 +73,8 @@ class Calibrate:
         start = self._start()
         log = read_request_log(self.log)
         log = log.of_servers(tuple(names_of(self.servers))) if self.servers else log
+        log = log if self.requests is None else log.first(self.requests)
+        check_enough(log, self.log)
         used, judged = split(log)
         servers = len(log.servers)
         model = ServerModel.create(used, [start] * servers, [self.scheduler] * servers)
