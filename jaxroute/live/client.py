@@ -33,7 +33,8 @@ class Completion:
 
     Attributes:
       sent_s: when the request was handed over.
-      token_s: [output tokens] float64, when each token came; tokens of one chunk came together.
+      token_s: [output tokens] float64, when each token came; tokens of one chunk came together. Where the server does
+        not say how many a chunk has, the first and the last are right, and those in between as near as can be.
       prompt_tokens: of the prompt, as the server counts.
       backend: the server that answered, by its name at `jaxroute serve`; empty where no such router was in between.
     """
@@ -128,10 +129,15 @@ async def _read(response: aiohttp.ClientResponse, url: str, sent_s: float, outpu
     times: list[float] = []
     async for piece in response.content.iter_any():
         now = time.perf_counter()
-        # The last event of a piece states all tokens so far.
-        used = usage_of(events.feed(piece))
-        if used is not None:
+        whole = events.feed(piece)
+        # The last event states all tokens so far. A router may have dropped the wish for that from the request: then
+        # every event is a token until the last one states them all, and those that shared an event came at the end.
+        used = usage_of(whole)
+        if used is None:
+            times += [now] * _texts(whole)
+        else:
             prompt_tokens = used[0]
+            del times[used[1] :]
             times += [now] * (used[1] - len(times))
     if len(times) != output_tokens:
         raise LiveError(
@@ -139,3 +145,8 @@ async def _read(response: aiohttp.ClientResponse, url: str, sent_s: float, outpu
             "stream_options.continuous_usage_stats, as vLLM does"
         )
     return Completion(sent_s, np.asarray(times), prompt_tokens, response.headers.get("X-Jaxroute-Backend", ""))
+
+
+def _texts(events: bytes) -> int:
+    """Events other than `[DONE]`; in JSON a line break is escaped, so no text looks like one."""
+    return events.startswith(b"data: {") + events.count(b"\ndata: {")

@@ -50,6 +50,22 @@ def test_tokens_of_one_chunk_are_counted_and_share_its_time(serving):
     assert len(set(answer.token_s[:4])) == 1 and len(set(answer.token_s[8:])) == 1
 
 
+def test_without_the_count_in_every_chunk_the_first_and_the_last_token_have_their_time(serving):
+    [server] = serving(tokens_a_chunk=3)
+
+    async def ask() -> Completion:
+        async with open_session() as session:
+            body = json.loads(completion_body(MODEL, [300] * 8, 10))
+            # What a router does that knows of `include_usage` only.
+            body["stream_options"] = {"include_usage": True}
+            return await stream_completion(session, server.url, json.dumps(body).encode(), 10)
+
+    answer = uvloop.run(ask())
+    assert (answer.output_tokens, answer.prompt_tokens) == (10, 8)
+    assert answer.ttft_s < 0.8 * answer.e2e_s
+    assert len(set(answer.token_s)) >= 3 and (np.diff(answer.token_s) >= 0).all()
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
