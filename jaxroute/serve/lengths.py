@@ -18,6 +18,9 @@ LOG = logging.getLogger(__name__)
 STATED = re.compile(r"([1-9][0-9]{0,8})(?:,([1-9][0-9]{0,8}))?")
 """Predicted output tokens, and the most that they may become."""
 
+TASK = re.compile(r"[A-Za-z0-9 ._:-]{1,64}")
+"""What a task may be called: a client writes it, and the decision log keeps it, which must hold no text of a prompt."""
+
 FIRST_GUESS = 256
 """Output tokens before any answer has been seen."""
 
@@ -44,9 +47,11 @@ class Lengths:
 
         Args:
           asked: the request.
-          task: if known.
+          task: what the client calls it; one that is no name counts as none.
           stated: what a trusted gateway says of all answers together, `TOKENS` or `TOKENS,MOST`; taken as it is.
         """
+        if task is not None and TASK.fullmatch(task) is None:
+            task = None
         if stated is not None:
             if (found := STATED.fullmatch(stated.strip())) is not None:
                 tokens, most = int(found[1]), int(found[2] or found[1])

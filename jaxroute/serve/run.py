@@ -69,6 +69,9 @@ async def _reload_whenever(router: Router, asked: asyncio.Event) -> None:
             await router.reload()
         except InputError as bad:
             LOG.error("not reloaded", extra={"reason": str(bad)})
+        except Exception:
+            # The next signal is to be heard as well.
+            LOG.exception("not reloaded")
 
 
 async def _first(*waits: object) -> None:
