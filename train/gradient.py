@@ -353,4 +353,3 @@ def _metrics(
         gradient_norm=norm,
         no_row=total([window.no_row for window in windows]) / lived,
     )
-

@@ -139,9 +139,7 @@ def presence_of(weight: jax.Array, there: jax.Array, marginal: Marginal) -> jax.
     return present(sums) + jnp.sum(secant * (own - fixed))
 
 
-def _finish(
-    params: InstanceParams, rows: Rows, engine: Engine, ends: jax.Array, dt: Interval
-) -> tuple[Engine, Ended]:
+def _finish(params: InstanceParams, rows: Rows, engine: Engine, ends: jax.Array, dt: Interval) -> tuple[Engine, Ended]:
     copies = engine.copies
     kv = copies.kv + jnp.where(ends, copies.chunk, 0)
     completes = ends & (copies.chunk > 0) & (kv >= rows.prompt + copies.generated)
@@ -363,9 +361,7 @@ def _step_time(params: InstanceParams, engine: Engine, plan: Plan, marginal: Mar
     """
     copies = engine.copies
     nobody = jnp.zeros_like(plan.decodes)
-    joint = step_time(
-        params, whole_sums(plan.prefills, plan.decodes, plan.chunk, copies.kv), copies.weight, marginal
-    )
+    joint = step_time(params, whole_sums(plan.prefills, plan.decodes, plan.chunk, copies.kv), copies.weight, marginal)
     cost = prefill_time(params, whole_sums(plan.prefills, nobody, plan.chunk, copies.kv), copies.weight, marginal)
     decode = step_time(params, whole_sums(nobody, plan.decodes, plan.chunk, copies.kv), copies.weight, marginal)
     split = StepTime(
@@ -379,6 +375,4 @@ def _step_time(params: InstanceParams, engine: Engine, plan: Plan, marginal: Mar
     is_split = jnp.any(plan.admitted) & jnp.any(plan.decodes)
     use_cost = (params.scheduler == Scheduler.PREFILL_FIRST) & jnp.any(plan.admitted)
     special = jax.tree.map(lambda one, other: jnp.where(is_split, one, other), split, alone)
-    return jax.tree.map(
-        lambda one, other: jnp.where(use_cost & (is_split | whole), one, other), special, joint
-    )
+    return jax.tree.map(lambda one, other: jnp.where(use_cost & (is_split | whole), one, other), special, joint)

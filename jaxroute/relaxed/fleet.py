@@ -1,16 +1,25 @@
-"""The relaxed fleet: one router interval = dispatch with weights, then every engine on its own up to the next action."""
+"""The relaxed fleet and its clock: one interval = dispatch with weights, then every engine on its own to the next."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster import clock
 from jaxroute.relaxed.engine import Ended, border, used_blocks
-from jaxroute.relaxed.state import GONE, NOT_BLOCKED, PREFILLING, WAITING, Engine, RelaxedState, Rows, Scraped, arrived_by
+from jaxroute.relaxed.state import (
+    GONE,
+    NOT_BLOCKED,
+    PREFILLING,
+    WAITING,
+    Engine,
+    RelaxedState,
+    Rows,
+    Scraped,
+    arrived_by,
+)
 from jaxroute.relaxed.work import MOVES, Derivative
 from jaxroute.types import ClusterParams, InstanceParams, Interval, Time, Workload
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from jaxroute.profiles import load_profile
 from jaxroute.relaxed import fleet
-from jaxroute.relaxed.state import all_finished, initial_state
+from jaxroute.relaxed.state import RelaxedState, all_finished, initial_state
 from jaxroute.relaxed.work import MOVES, PATHWISE, Derivative, Marginal
 from jaxroute.simulate import Fleet
 from jaxroute.types import ClusterParams, Workload
@@ -42,7 +43,7 @@ def latency(
     """Total latency of requests that are sent as they come, seconds; that of each copy, and whether all finished."""
 
     @jax.checkpoint
-    def body(state, _):
+    def body(state: RelaxedState, _: None) -> tuple[RelaxedState, jax.Array]:
         own = weights[jnp.minimum(state.dispatched, weights.shape[0] - 1)]
         return fleet.step(params, workload, state, own, steps=steps, derivative=derivative)
 
@@ -51,7 +52,16 @@ def latency(
     return jnp.sum(spent), (each, all_finished(workload, state))
 
 
-def compare(servers: Fleet, rate: float, requests: int, moved: int, seed: int, length: int) -> dict[str, np.ndarray]:
+def compare(
+    servers: Fleet,
+    *,
+    rate: float,
+    requests: int,
+    moved: int,
+    seed: int,
+    length: int,
+    derivatives: Mapping[str, Derivative | None] = DERIVATIVES,
+) -> dict[str, np.ndarray]:
     """[moved] predicted changes by derivative, and the `true` ones: of sending a request elsewhere, seconds."""
     instances = len(servers.profiles)
     table = five_task(requests, rate, seed)
@@ -71,7 +81,7 @@ def compare(servers: Fleet, rate: float, requests: int, moved: int, seed: int, l
     assert bool(jnp.all(finished))
     found = {"true": np.asarray(totals) - float(before)}
     change = after - sent
-    for name, derivative in DERIVATIVES.items():
+    for name, derivative in derivatives.items():
         slope = np.asarray(each).T
         if derivative is not None:
             own = partial(run, derivative=derivative)
@@ -95,7 +105,8 @@ def main() -> None:
     given = parser.parse_args()
     profile = load_profile(given.profile).with_kv_tokens(given.kv_tokens)
     servers = Fleet((profile,) * given.instances, (given.scheduler,) * given.instances)
-    rows = [compare(servers, given.rate, given.requests, given.moved, s, given.length) for s in range(given.seeds)]
+    sizes = {"requests": given.requests, "moved": given.moved, "length": given.length}
+    rows = [compare(servers, rate=given.rate, seed=seed, **sizes) for seed in range(given.seeds)]
     found = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     true = found.pop("true")
     print(f"{given}\n{len(true)} moves, mean |change| {np.abs(true).mean():.2f} s")

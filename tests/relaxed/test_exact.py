@@ -13,7 +13,7 @@ from relaxed.replay import one_hot_weights, play
 @pytest.mark.parametrize("seed", range(12))
 def test_every_request_finishes_when_it_does_in_the_exact_simulator(scheduler: str, seed: int) -> None:
     case = cases.random_case(1000 + seed, scheduler=scheduler)
-    cluster, records, _ = cases.run_jax(case)
+    _, records, _ = cases.run_jax(case)
     state, spent = play(case, one_hot_weights(case))
     rows = np.arange(len(case.table))
     copies = state.engines.copies
