@@ -58,6 +58,9 @@ class Admin:
         return web.json_response({"backends": rows, "queue_length": self._fleet.queue_length})
 
     async def _reload_now(self, request: web.Request) -> web.Response:
+        if "Origin" in request.headers:
+            # A web page that somebody here has open, whose requests reach the loopback address too.
+            return error(403, "not from a web page", "forbidden")
         try:
             restart = await self._reload()
         except InputError as bad:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import ipaddress
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -116,6 +117,12 @@ class Router:
         ):
             await self._listen(what, app, listener, tls)
         self.port, self.admin_port = (runner.addresses[0][1] for runner in self._runners)
+        if not (self._keys or _is_loopback(config.listen.host)):
+            LOG.warning(
+                "whoever reaches this address may use the servers: no keys are set", extra=_place(config.listen)
+            )
+        if not _is_loopback(config.admin.host):
+            LOG.warning("whoever reaches this address may administer the router", extra=_place(config.admin))
         LOG.info("listening", extra={"host": config.listen.host, "port": self.port, "admin_port": self.admin_port})
 
     async def reload(self) -> list[str]:
@@ -212,6 +219,18 @@ class Router:
         if not self._backends.any_open:
             return error(503, "no server is available", "no-backend")
         return web.Response()
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _place(listener: Listener) -> dict[str, object]:
+    return {"host": listener.host, "port": listener.port}
 
 
 def _guarded(handler: Handler) -> Handler:

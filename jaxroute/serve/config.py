@@ -61,6 +61,7 @@ class Limits:
 
     Attributes:
       body_bytes: of a request.
+      held_bytes: of the bodies of all requests under way, beyond which there is a 503.
       answer_bytes: of an answer that is not streamed.
       queue: requests that wait at the router, beyond which there is a 429.
       wait_s: seconds that one waits there, beyond which there is a 429.
@@ -68,6 +69,7 @@ class Limits:
     """
 
     body_bytes: int = 16 * 2**20
+    held_bytes: int = 2**30
     answer_bytes: int = 64 * 2**20
     queue: int = 1000
     wait_s: float = 60.0

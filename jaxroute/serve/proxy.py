@@ -45,6 +45,7 @@ REFUSALS = {
     "wait-limit": (429, "the request waited too long for a server"),
     "no-backend": (503, "no server is available"),
     "closing": (503, "the router is shutting down"),
+    "bodies": (503, "the requests under way are too large together"),
 }
 
 
@@ -115,6 +116,7 @@ class Proxy:
         self._lengths, self._telemetry = lengths, telemetry
         self._limits, self._timeouts = limits, timeouts
         self._rule = TokenRule()
+        self._held_bytes = 0
         self._trust_predictions = trust_predictions
         self.keys = keys
         self.draining = False
@@ -126,7 +128,14 @@ class Proxy:
         if isinstance(visit, web.Response):
             self._telemetry.requests.labels("none", str(visit.status)).inc()
             return visit
-        return await self._serve(request, visit)
+        size = len(visit.call.body)
+        if self._held_bytes + size > self._limits.held_bytes:
+            return self._refuse(visit, Refused("bodies", 1.0), None)
+        self._held_bytes += size
+        try:
+            return await self._serve(request, visit)
+        finally:
+            self._held_bytes -= size
 
     def refusal(self, request: web.Request) -> web.Response | None:
         """Why a request is not even read, if so."""

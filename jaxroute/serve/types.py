@@ -17,9 +17,9 @@ FallbackReason = Literal["policy-error", "non-finite", "out-of-range", "stale-si
 """Why the heuristic decided instead of the policy: it raised; a feature or a logit of it is not finite; a feature is
 outside of what it was trained on; a backend's metrics are too old; a backend's metrics were never read."""
 
-RefusalReason = Literal["queue-full", "wait-limit", "no-backend", "closing"]
+RefusalReason = Literal["queue-full", "wait-limit", "no-backend", "closing", "bodies"]
 """Why a request is not placed: too many wait (HTTP 429); it waited too long (429); no backend may take it (503); the
-router is shutting down (503)."""
+router is shutting down (503); the bodies under way are too large together (503)."""
 
 
 @dataclasses.dataclass(frozen=True)

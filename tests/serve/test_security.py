@@ -16,7 +16,7 @@ import pytest
 from fake_vllm import FakeVllm
 from jaxroute.serve.config import BackendConfig, Limits, Listener, Timeouts
 from jaxroute.serve.log import set_up_logs
-from serve.harness import completion, raw, service
+from serve.harness import completion, raw, service, until
 
 JSON = {"Content-Type": "application/json"}
 
@@ -227,3 +227,41 @@ async def test_tls_on_both_sides(certificate: Path) -> None:
         async with service([], backends=(BackendConfig(server.url, name="untrusted"),)) as s:
             assert (await s.post(completion(1))).status == 503
         assert len(server.seen) == 1
+
+
+async def test_bodies_that_are_too_large_together_are_a_503_until_some_are_through() -> None:
+    async with service([FakeVllm(speed=1)], limits=Limits(held_bytes=50_000)) as s:
+        large = completion(200, prompt="x" * 30_000)
+        first = asyncio.create_task(s.post(large))
+        await until(lambda: bool(s.servers[0].engine.running))
+        refused = await s.post(large)
+        assert (refused.status, refused.json["error"]["code"]) == (503, "bodies")
+        assert refused.headers["Retry-After"] == "1"
+        assert (await s.post(completion(2))).status == 200
+        assert (await first).status == 200
+        assert (await s.post(completion(2, prompt="x" * 30_000))).status == 200
+
+
+async def test_a_web_page_cannot_make_the_router_reload() -> None:
+    async with service(1) as s:
+        url = f"{s.admin}/admin/reload"
+        async with s.client.post(url, headers={"Origin": "http://evil.example"}) as reply:
+            assert reply.status == 403
+        async with s.client.post(url) as reply:
+            assert reply.status == 200
+
+
+@pytest.mark.parametrize(("keys", "warnings"), [(None, 2), ("secret", 1)])
+async def test_listeners_that_others_reach_are_warned_of(
+    keys: str | None, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if keys:
+        monkeypatch.setenv("KEYS_OF_A_TEST", keys)
+    everywhere = Listener("0.0.0.0", 0)
+    async with service(1, listen=everywhere, admin=everywhere, keys_env="KEYS_OF_A_TEST" if keys else None):
+        assert sum("whoever reaches" in each.message for each in caplog.records) == warnings
+
+
+async def test_listeners_of_this_machine_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    async with service(1):
+        assert not any("whoever reaches" in each.message for each in caplog.records)
