@@ -67,7 +67,7 @@ def _means(contest: Contest, title: str) -> Table:
 
 
 def _differences(contest: Contest, reference: str) -> Table:
-    table = _table(f"difference to {reference}, % (95 % interval over the rounds)", list(HEADS.values())[:-1])
+    table = _table(f"% against {reference} (95 % interval)", list(HEADS.values())[:-1])
     for name, own in contest.against(reference).items():
         if name != reference:
             table.add_row(name, *(_difference(own[column]) for column in COLUMNS[:-1]))

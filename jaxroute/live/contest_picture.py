@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PANELS = {
     "e2e_mean_s": "mean end-to-end latency (s)",
-    "e2e_p99_s": "99th percentile of it (s)",
+    "e2e_p99_s": "p99 end-to-end latency (s)",
     "ttft_mean_s": "mean time to first token (s)",
 }
 
@@ -36,7 +36,7 @@ def contest_picture(contest: Contest) -> Figure:
                 axes.plot(predicted, row, "x", color=VERMILLION, ms=8, mew=2, label="simulated" if first else None)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.6, len(names) - 0.4)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.04 * axes.get_xlim()[1])
         axes.set_xlabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
