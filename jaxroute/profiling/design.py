@@ -190,13 +190,17 @@ def _scenes(
 ) -> list[Scene]:
     contexts, rounds = (FIT_CONTEXTS, effort.rounds) if part == FIT else (HOLDOUT_CONTEXTS, 1)
     wanted = effort.fit_contexts if part == FIT else effort.holdout_contexts
-    scenes = []
+    # What the server cannot hold is replaced by shorter contexts.
+    order = (*wanted, *(at for at in range(len(contexts)) if at not in wanted))
+    scenes: list[Scene] = []
     for number in range(rounds):
-        for at in wanted:
+        found: list[Scene] = []
+        for at in order:
             shuffled = tuple(injections[index] for index in rng.permutation(len(injections)))
             scene = _scene(f"context-{contexts[at]}-{number}", part, contexts[at], shuffled, limits, pace, effort)
-            if scene is not None:
-                scenes.append(scene)
+            if scene is not None and len(found) < len(wanted):
+                found.append(scene)
+        scenes += found
     return scenes
 
 
@@ -209,10 +213,10 @@ def _scene(
     pace: Pace,
     effort: _Effort,
 ) -> Scene | None:
-    """A batch at one context length; None where the server cannot hold two sequences of it."""
+    """A batch at one context length; None where the server cannot hold it."""
     largest = max(injection.tokens for injection in injections)
     most = int(min(limits.most_batch, effort.setup_ms / max(1e-6, pace.token_ms * context)))
-    while most >= 2:
+    while most >= 1:
         begins = _begins(most, context, limits)
         outputs = _outputs(begins, len(injections), effort)
         last = max(begin + output for begin, output in zip(begins, outputs, strict=True))

@@ -117,6 +117,23 @@ def test_a_wrong_token_budget_shows_in_how_prompts_are_cut() -> None:
     assert found.cut_otherwise > found.cut_as_expected
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_num_seqs": 4, "max_num_batched_tokens": 512},
+        {"max_num_seqs": 8, "max_num_batched_tokens": 512, "max_model_len": 512},
+        {"kv_blocks": 146},
+        {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 131_072},
+    ],
+)
+def test_small_and_large_servers_are_measured_in_every_regime(limits: dict[str, int]) -> None:
+    profile = dataclasses.replace(load_profile("a100-80gb-llama2-7b"), **limits)
+    found, _ = measured(profile, "quick", late_ms=0.2)
+    result = fitted(profile, found)
+    assert {error.regime for error in result.errors} == {"prefill", "decode", "mixed"}
+    assert max(worst_percent(profile, result.profile).values()) < 5.0
+
+
 def test_nothing_is_ever_preempted_by_the_plan_on_a_small_cache() -> None:
     profile = load_profile("v100-16gb-llama2-7b")
     found, server = measured(profile, "quick")
