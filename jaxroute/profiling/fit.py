@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import least_squares, nnls
+from scipy.optimize import OptimizeResult, least_squares, nnls
 
 from jaxroute.errors import InputError
 from jaxroute.profiles import COEFFICIENTS
@@ -17,7 +17,7 @@ MODEL_ERROR = 0.02
 """Relative error of a step time that the form itself is taken to have; beyond it and the clock's, steps count less."""
 
 SOFT = 2.0
-"""Multiple of a step's expected error beyond which it counts linearly, not squared."""
+"""Multiple of a step's expected error beyond which it counts less and less."""
 
 FEWEST = 20
 """Distinct steps without which nine coefficients are not fitted."""
@@ -84,13 +84,15 @@ def fit_coefficients(seen: Sequence[Observation]) -> Fit:
     starts = sorted(
         (_from_knee(knee, table, sums, measured, expected) for knee in _knees(table)), key=lambda pair: pair[0]
     )
-    results = [
-        least_squares(residuals, start / scale, bounds=(0, np.inf), loss="soft_l1", f_scale=SOFT, x_scale=1.0)
-        for _, start in starts[:4]
-    ]
-    best = min(results, key=lambda result: result.cost)
+    results = [_solved(residuals, start / scale, "soft_l1") for _, start in starts[:4]]
+    # From there on, what is far off hardly counts at all: a step that was taken for another, a client that was stopped.
+    best = _solved(residuals, min(results, key=lambda result: result.cost).x, "cauchy")
     values = _tidy(best.x * scale, table)
     return _known(values, table, sums, measured, expected)
+
+
+def _solved(residuals: Callable[[np.ndarray], np.ndarray], start: np.ndarray, loss: str) -> OptimizeResult:
+    return least_squares(residuals, np.maximum(start, 0), bounds=(0, np.inf), loss=loss, f_scale=SOFT)
 
 
 def _times(values: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -140,7 +142,7 @@ def _known(values: np.ndarray, table: np.ndarray, sums: np.ndarray, measured: np
     flat = values[1] + values[2] * table[:, 0] < values[0]
     columns = [flat, ~flat, np.where(flat, 0, table[:, 0]), *table[:, 1:].T]
     residual = (np.add.reduceat(_times(values, table), sums) - measured) / expected
-    robust = (1 + (residual / SOFT) ** 2) ** -0.25
+    robust = (1 + (residual / SOFT) ** 2) ** -0.5
     jacobian = np.add.reduceat(np.column_stack(columns), sums) * (robust / expected)[:, None]
     size = np.linalg.norm(jacobian, axis=0)
     seen = size > 0

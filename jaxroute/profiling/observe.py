@@ -67,6 +67,11 @@ class _Line:
         """The end of a step by the line."""
         return self.zero_ms + self.slope_ms * number
 
+    def error_ms(self, jitter: float) -> float:
+        """Standard error of its ends: a line with late tokens among its own is worth less than others."""
+        own = float(np.sqrt(np.sum(self.residuals_ms**2) / (self.ends - 2)))
+        return max(jitter, own) / float(np.sqrt(self.ends))
+
 
 def observations(steps: Sequence[Step]) -> list[Observation]:
     """What steps of one part, fit or hold-out, say of step times."""
@@ -134,7 +139,7 @@ def _line_or_steps(block: list[Step]) -> _Line | list[Step]:
 def _decode(line: _Line, jitter: float) -> Observation:
     context = float(np.mean([step.context_tokens for step in line.steps]))
     typical = dataclasses.replace(line.steps[0], context_tokens=context)
-    return Observation(DECODE, (typical,), line.slope_ms, jitter * float(np.sqrt(12 / line.ends**3)))
+    return Observation(DECODE, (typical,), line.slope_ms, line.error_ms(jitter) * float(np.sqrt(12)) / line.ends)
 
 
 def _between(blocks: list[_Line | list[Step]], jitter: float) -> list[Observation]:
@@ -149,7 +154,7 @@ def _between(blocks: list[_Line | list[Step]], jitter: float) -> list[Observatio
             continue
         if before is not None and steps:
             ms = block.at(steps[-1].at) - before.at(steps[0].at - 1)
-            error = jitter * float(np.sqrt(4 / before.ends + 4 / block.ends))
+            error = 2 * float(np.hypot(before.error_ms(jitter), block.error_ms(jitter)))
             kind = MIXED if any(step.kind == MIXED for step in steps) else DECODE
             if ms > 0:
                 found.append(Observation(kind, tuple(steps), ms, error))
