@@ -49,6 +49,7 @@ def _scatter(axes: Axes, observed: np.ndarray, runs: list[np.ndarray], name: str
         axes.plot(observed[known], run[known], **style)
     axes.set(xscale="log", yscale="log", xlim=ends, ylabel=f"simulated {name} (s)")
     label_log_axis(axes)
+    axes.yaxis.set_major_formatter("{x:g}")
     tidy(axes, xlabel=f"logged {name} (s)")
 
 
@@ -57,8 +58,10 @@ def _over_time(axes: Axes, dispatch_s: np.ndarray, observed: np.ndarray, runs: l
     axes.axhline(0, color=GREY, lw=1.2, zorder=1)
     for run, style in zip(runs, (BEFORE, AFTER), strict=True):
         axes.plot(dispatch_s[known], 100 * (run[known] / observed[known] - 1), **style)
-    most = np.quantile(np.abs(np.concatenate([100 * (run[known] / observed[known] - 1) for run in runs])), 0.99)
-    axes.set(ylim=(-1.1 * most, 1.1 * most), ylabel="error of the E2E (%)")
+    errors = np.concatenate([100 * (run[known] / observed[known] - 1) for run in runs])
+    low, high = np.quantile(errors, [0.005, 0.995])
+    margin = 0.08 * max(high - low, 1.0)
+    axes.set(ylim=(min(low, 0) - margin, max(high, 0) + margin), ylabel="error of the E2E (%)")
     tidy(axes, xlabel="dispatch (s)")
 
 

@@ -44,13 +44,18 @@ def write_calibration(
 def calibration_tables(log: RequestLog, found: Calibration) -> Group:
     """Errors before and after, the coefficients, and the step times."""
     notes = [Text(f"{log.name}: {note}", style="yellow") for note in log.notes]
-    return Group(*notes, _error_table(found), _coefficient_table(found), _step_table(found))
+    errors = f"simulated against {found.held_out} requests that were held out (fitted: {found.requests}), error in %"
+    known = "coefficients, ms; from log: the share of what is known of each that the log says, the rest says the start"
+    titled = (
+        (errors, _error_table(found)),
+        (known, _coefficient_table(found)),
+        ("engine steps, ms", _step_table(found)),
+    )
+    return Group(*notes, *(part for title, table in titled for part in (Text(title, style="italic"), table)))
 
 
 def _error_table(found: Calibration) -> Table:
-    table = _table(
-        f"simulated against {found.held_out} requests that were held out (fitted: {found.requests}), error in %"
-    )
+    table = _table()
     for heading in (
         "",
         "mean\nstart",
@@ -76,9 +81,7 @@ def _error_table(found: Calibration) -> Table:
 
 
 def _coefficient_table(found: Calibration) -> Table:
-    table = _table(
-        "coefficients, ms; from log: share of what is known of it that the log says, the rest is the start's"
-    )
+    table = _table()
     for heading in ("", "start", "fitted", "95 % interval", "from log"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for each in found.coefficients:
@@ -87,7 +90,7 @@ def _coefficient_table(found: Calibration) -> Table:
 
 
 def _step_table(found: Calibration) -> Table:
-    table = _table("engine steps, ms")
+    table = _table()
     for heading in ("", "start", "fitted", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for step in found.step_times:
@@ -99,8 +102,8 @@ def _interval(interval: Interval) -> tuple[str, str]:
     return f"{interval.value:.4g}", f"[{interval.low:.4g}, {interval.high:.4g}]"
 
 
-def _table(title: str) -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left")
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _content(log: RequestLog, fitted: Fitted, found: Calibration, settings: Mapping[str, object]) -> dict[str, object]:
