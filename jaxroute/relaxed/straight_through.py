@@ -29,16 +29,18 @@ def expected_choice(key: jax.Array, logits: jax.Array, temperature: float) -> tu
     expected cost of this draw. Arguments and results as in `gumbel_choice`.
     """
     noisy = jnp.where(is_allowed(logits), logits + jax.random.gumbel(key, logits.shape), logits)
-    hard = jax.nn.one_hot(jnp.argmax(noisy), logits.shape[-1])
-    soft = jax.nn.softmax(logits / temperature)
-    return hard + soft - jax.lax.stop_gradient(soft), jnp.argmax(noisy).astype(jnp.int32)
+    chosen = jnp.argmax(noisy).astype(jnp.int32)
+    return _exact(chosen, jax.nn.softmax(logits / temperature)), chosen
 
 
 def straight_through(logits: jax.Array, temperature: float) -> jax.Array:
     """[A] float32, 1 at the highest logit, with the derivative of the softmax."""
-    hard = jax.nn.one_hot(jnp.argmax(logits), logits.shape[-1])
-    soft = jax.nn.softmax(logits / temperature)
-    return hard + soft - jax.lax.stop_gradient(soft)
+    return _exact(jnp.argmax(logits), jax.nn.softmax(logits / temperature))
+
+
+def _exact(chosen: jax.Array, soft: jax.Array) -> jax.Array:
+    # The difference first: it is 0, so that the weights are 0 and 1 to the last bit.
+    return jax.nn.one_hot(chosen, soft.shape[-1]) + (soft - jax.lax.stop_gradient(soft))
 
 
 def is_allowed(logits: jax.Array) -> jax.Array:
