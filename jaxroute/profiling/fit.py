@@ -129,10 +129,11 @@ def _from_knee(
 
 
 def _tidy(values: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """W is lowered to where it begins to matter, where it never did."""
+    """What no step depends on is 0; W is lowered to where it begins to matter, where it never did."""
+    seen = np.concatenate([[True, True], (table != 0).any(axis=0)])
+    values = np.where(seen, values, 0.0)
     W, h, g = values[:3]
     if h + g * table[:, 0].min() >= W:
-        values = values.copy()
         values[0] = h + g
     return values
 

@@ -10,12 +10,12 @@ the time of the steps that computed them. At an idle server, the lower quartile 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxroute.profiling.line import FEWEST_ENDS, line_through
 from jaxroute.profiling.steps import CHAIN, DECODE, MIXED, PREFILL, TTFT, Step
 
 NORMAL_SPREAD = 1.4826
@@ -23,9 +23,6 @@ NORMAL_SPREAD = 1.4826
 
 UNDELAYED = 0.25
 """Quantile of the times to a first token that is taken."""
-
-FEWEST_ENDS = 4
-"""Ends of steps through which a line is put."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +127,7 @@ def _line_or_steps(block: list[Step]) -> _Line | list[Step]:
     if not block or block[0].kind != DECODE or len(ends) < FEWEST_ENDS:
         return block
     number, end_ms = np.asarray(ends).T
-    pairs = itertools.combinations(range(len(ends)), 2)
-    slope = float(np.median([(end_ms[j] - end_ms[i]) / (number[j] - number[i]) for i, j in pairs]))
-    zero = float(np.median(end_ms - slope * number))
+    slope, zero = line_through(number, end_ms)
     return _Line(tuple(block), len(ends), slope, zero, end_ms - zero - slope * number)
 
 

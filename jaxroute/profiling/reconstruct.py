@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxroute.profiling.client import Answer
+from jaxroute.profiling.line import FEWEST_ENDS, line_through
 from jaxroute.profiling.scene import Injected, Played
 from jaxroute.profiling.steps import CHAIN, TTFT, Step, kind_of
 
@@ -128,21 +129,27 @@ def prompt_steps(injected: Injected, *, part: str, name: str, token_budget: int)
     The blocker's own token does not mark the end of its step well: its way out competes with the step that begins.
     """
     blocker, group = injected.blocker, injected.group
-    ttft_s = blocker.ttft_s
-    if np.isnan(ttft_s):
-        return Reconstruction(())
     first = (blocker.prompt_tokens, 0)
     if not group:
-        return Reconstruction((Step(part, name, TTFT, (first,), 0, 0.0, 0, 1e3 * ttft_s),))
+        ttft_ms = 1e3 * (_first_s(blocker) - blocker.sent_s)
+        return Reconstruction((Step(part, name, TTFT, (first,), 0, 0.0, 0, ttft_ms),) if ttft_ms > 0 else ())
     ends = np.asarray([answer.token_s[0] for answer in group])
     took = float(np.median(ends) - blocker.token_s[0])
-    waited = max(answer.sent_s for answer in group) < blocker.token_s[0] - SAFE * ttft_s
+    waited = max(answer.sent_s for answer in group) < blocker.token_s[0] - SAFE * blocker.ttft_s
     fits = sum(answer.prompt_tokens for answer in group) <= token_budget
     if not (waited and fits and took > NEXT_STEP_S and float(np.ptp(ends)) <= TOGETHER * took):
         return Reconstruction(())
     prompts = (first, *((answer.prompt_tokens, 0) for answer in group))
-    end_ms = 1e3 * float(np.median(ends) - blocker.sent_s)
-    return Reconstruction((Step(part, name, CHAIN, prompts, 0, 0.0, 0, end_ms),))
+    end_ms = 1e3 * float(np.median([_first_s(answer) for answer in group]) - blocker.sent_s)
+    return Reconstruction((Step(part, name, CHAIN, prompts, 0, 0.0, 0, end_ms),) if end_ms > 0 else ())
+
+
+def _first_s(answer: Answer) -> float:
+    """When the first token was due, by the line through all of them, on which decode steps end; NaN if too few came."""
+    known = np.flatnonzero(~np.isnan(answer.token_s))
+    if len(known) < FEWEST_ENDS:
+        return float("nan")
+    return line_through(known, answer.token_s[known])[1]
 
 
 def _decodes(steps: int, probe_prompt: int, batch: Sequence[_Sequence]) -> tuple[np.ndarray, np.ndarray]:

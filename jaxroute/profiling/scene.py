@@ -20,13 +20,16 @@ PROBE_TOKENS = 16
 REST = 6
 """Tokens of the probe between the end of an injection and the next one: decode steps, which are measured too."""
 
+LAST_TOKENS = 7
+"""Output tokens of the last prompts at an idle server."""
+
 SENT_BY = 0.3
 """Share of the blocker's time after which the group is sent: in the step behind it, whatever the front end adds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Injection:
-    """Prompts that make one output token each, or two.
+    """Prompts that make one output token each; the last ones at an idle server make some.
 
     Attributes:
       blocker: tokens of the prompt that goes ahead.
@@ -132,8 +135,8 @@ async def play(server: Server, scene: Scene, pace: Pace) -> Played:
 async def inject(server: Server, injection: Injection, pace: Pace, ticks: Ticks | None = None) -> Injected:
     """Sends a blocker, and its group while it is computed.
 
-    At an idle server the last prompts make a second token: the engine goes on at once after their step, as it does
-    after the blocker's, and what that costs the answers' way out is the same for both.
+    At an idle server the last prompts go on to make some tokens, whose times say better than the first one's alone when
+    their step ended.
 
     Raises:
       InputError: the server fails.
@@ -142,7 +145,7 @@ async def inject(server: Server, injection: Injection, pace: Pace, ticks: Ticks 
     if ticks is not None and len(ticks.times) > 1:
         gap_ms = 1e3 * (ticks.times[-1] - ticks.times[-2])
         gap_ms = gap_ms if gap_ms == gap_ms else pace.decode_ms
-    last_tokens = 2 if ticks is None else 1
+    last_tokens = LAST_TOKENS if ticks is None else 1
     blocker = asyncio.create_task(server.ask(injection.blocker, 1 if injection.group else last_tokens, Ticks()))
     tasks = [blocker]
     try:
