@@ -277,7 +277,7 @@ def _intervals_needed(
         lanes, _ = run_intervals(config, policy, params, workload, lanes, length=SEGMENT)
         check_progress(lanes.cluster, [policy.name], table, config, servers.dt)
         if int(np.asarray(lanes.cluster.engines.finished).sum()) == len(table):
-            return int(np.asarray(lanes.cluster.engines.ledger.requests.last.step).max()) + 1  # type: ignore[union-attr]
+            return int(np.asarray(lanes.cluster.engines.ledger.requests.last.step).max()) + 1
 
 
 def _mean(values: jax.Array, wanted: jax.Array) -> jax.Array:

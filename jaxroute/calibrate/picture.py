@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,8 +13,24 @@ from jaxroute.calibrate.log import RequestLog
 from jaxroute.calibrate.result import Calibration
 from jaxroute.plots import BLUE, GREY, ORANGE, label_log_axis, tidy
 
-BEFORE = {"color": ORANGE, "marker": "x", "ms": 4, "mew": 0.8, "linestyle": "", "alpha": 0.6, "label": "start"}
-AFTER = {"color": BLUE, "marker": "o", "ms": 3, "mew": 0, "linestyle": "", "alpha": 0.6, "label": "fitted"}
+BEFORE: dict[str, Any] = {
+    "color": ORANGE,
+    "marker": "x",
+    "ms": 4,
+    "mew": 0.8,
+    "linestyle": "",
+    "alpha": 0.6,
+    "label": "start",
+}
+AFTER: dict[str, Any] = {
+    "color": BLUE,
+    "marker": "o",
+    "ms": 3,
+    "mew": 0,
+    "linestyle": "",
+    "alpha": 0.6,
+    "label": "fitted",
+}
 
 
 def residual_picture(log: RequestLog, fitted: Fitted, found: Calibration) -> Figure:

@@ -18,6 +18,9 @@ Z95 = 1.96
 TYPICAL_PROMPT = 1024
 DIGITS = 6
 
+GridStep = tuple[str, list[tuple[int, int]], list[int]]
+"""Label, prefills and decode contexts of an engine step, as `StepProfile.step_ms` takes them."""
+
 HOLD_OUT = 5
 """One request in so many is not fitted, only judged by."""
 
@@ -151,14 +154,16 @@ def calibration(fitting: Fitting, fitted: Fitted, judged: RequestLog, start: Ste
     )
 
 
-def grid(profile: StepProfile) -> list[tuple[str, list[tuple[int, int]], list[int]]]:
-    """(label, prefills, decode contexts) of the engine steps that a profile is judged by, as `StepProfile.step_ms`."""
+def grid(profile: StepProfile) -> list[GridStep]:
+    """The engine steps that a profile is judged by."""
     most, budget = profile.max_num_seqs, profile.max_num_batched_tokens
     seqs = [n for n in (1, 4, 16, 64) if n <= most]
-    decodes = [(f"decode {n} x {c:,}", [], [c] * n) for n in seqs for c in (256, 1024)]
+    decodes: list[GridStep] = [(f"decode {n} x {c:,}", [], [c] * n) for n in seqs for c in (256, 1024)]
     prompts = [p for p in (32, 128, 512, 2048) if p <= budget]
-    prefills: list[tuple[str, list[tuple[int, int]], list[int]]] = [(f"prefill {p:,}", [(p, 0)], []) for p in prompts]
-    mixed = [(f"prefill {p} + decode 8 x 512", [(p, 0)], [512] * 8) for p in (128, 512) if p + 8 <= budget and most > 8]
+    prefills: list[GridStep] = [(f"prefill {p:,}", [(p, 0)], []) for p in prompts]
+    mixed: list[GridStep] = [
+        (f"prefill {p} + decode 8 x 512", [(p, 0)], [512] * 8) for p in (128, 512) if p + 8 <= budget and most > 8
+    ]
     return [*decodes, *prefills, *mixed]
 
 
