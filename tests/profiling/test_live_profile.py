@@ -15,9 +15,10 @@ from jaxroute.testbed import Testbed, TestbedConfig
 from jaxroute.testbed.vllm_command import find_venv
 
 PROMPTS, SEQUENCES, CONTEXTS = (0, 100, 400, 1500), (0, 1, 4, 16, 64, 100), (50, 400, 1500)
+
 SHORTEST_ALONE = 400
-"""Tokens of the prompts that are compared where nothing decodes beside them: the 1 to 2 ms by which a busy machine delays
-a first token at an idle engine are a tenth of the step of a shorter one."""
+"""Tokens of the prompts that are compared where nothing decodes beside them: the 1 to 2 ms by which a busy machine
+delays a first token at an idle engine are a tenth of the step of a shorter one."""
 
 
 @pytest.mark.live
