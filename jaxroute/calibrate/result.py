@@ -88,7 +88,7 @@ class Calibration:
     Attributes:
       profile: fitted.
       coefficients: one for each of `UNKNOWNS`.
-      step_times: over a grid of steps.
+      step_times: over a grid of steps that may have run.
       before, after: errors by quantity.
       requests, held_out: that were fitted, and judged by.
       preemptions: in the simulation, at the end.
@@ -145,7 +145,7 @@ def calibration(fitting: Fitting, fitted: Fitted, judged: RequestLog, start: Ste
     return Calibration(
         profile=profile,
         coefficients=_coefficients(fitting, fitted, start, covariance),
-        step_times=_step_times(fitted, start, covariance),
+        step_times=_step_times(fitted, start, covariance, seen_in(judged, grid(start))),
         before=before,
         after=after,
         requests=counted,
@@ -155,16 +155,33 @@ def calibration(fitting: Fitting, fitted: Fitted, judged: RequestLog, start: Ste
 
 
 def grid(profile: StepProfile) -> list[GridStep]:
-    """The engine steps that a profile is judged by."""
-    most, budget = profile.max_num_seqs, profile.max_num_batched_tokens
-    seqs = [n for n in (1, 4, 16, 64) if n <= most]
-    decodes: list[GridStep] = [(f"decode {n} x {c:,}", [], [c] * n) for n in seqs for c in (256, 1024)]
-    prompts = [p for p in (32, 128, 512, 2048) if p <= budget]
-    prefills: list[GridStep] = [(f"prefill {p:,}", [(p, 0)], []) for p in prompts]
-    mixed: list[GridStep] = [
-        (f"prefill {p} + decode 8 x 512", [(p, 0)], [512] * 8) for p in (128, 512) if p + 8 <= budget and most > 8
+    """The engine steps that a profile is judged by, those that its limits allow."""
+    prompts: list[GridStep] = [(f"prefill {p:,}", [(p, 0)], []) for p in (32, 128, 512, 2048)]
+    decodes: list[GridStep] = [(f"decode {n} x {c:,}", [], [c] * n) for n in (1, 4, 16, 64) for c in (256, 1024)]
+    mixed: list[GridStep] = [(f"prefill {p} + decode 8 x 512", [(p, 0)], [512] * 8) for p in (128, 512)]
+    return [
+        (label, prefills, contexts)
+        for label, prefills, contexts in (*decodes, *prompts, *mixed)
+        if len(contexts) + len(prefills) <= profile.max_num_seqs
+        and sum(p for p, _ in prefills) + len(contexts) <= profile.max_num_batched_tokens
+        and sum(p for p, _ in prefills) + sum(contexts) <= profile.kv_tokens
     ]
-    return [*decodes, *prefills, *mixed]
+
+
+def seen_in(log: RequestLog, steps: list[GridStep]) -> list[GridStep]:
+    """Those of the steps that may have run: no longer prompts, and no more sequences, than the log has at once."""
+    longest = int((log.prompt_tokens + log.output_tokens).max())
+    most = 0
+    for server in range(len(log.servers)):
+        own = (log.server == server) & np.isfinite(log.e2e_s)
+        times = np.concatenate([log.dispatch_s[own], (log.dispatch_s + log.e2e_s - log.waited_s)[own]])
+        changes = np.repeat([1, -1], int(own.sum()))
+        most = max(most, int(np.cumsum(changes[np.argsort(times, kind="stable")]).max(initial=0)))
+    return [
+        (label, prefills, contexts)
+        for label, prefills, contexts in steps
+        if len(contexts) <= most and max([p for p, _ in prefills] + contexts) <= longest
+    ]
 
 
 def _covariance(fitting: Fitting, fitted: Fitted) -> np.ndarray:
@@ -197,11 +214,13 @@ def _coefficients(
     return tuple(found)
 
 
-def _step_times(fitted: Fitted, start: StepProfile, covariance: np.ndarray) -> tuple[StepTime, ...]:
+def _step_times(
+    fitted: Fitted, start: StepProfile, covariance: np.ndarray, steps: list[GridStep]
+) -> tuple[StepTime, ...]:
     values = 1e3 * fitted.coefficients_s
     profile = dataclasses.replace(start, coefficients_ms=dict(zip(COEFFICIENTS, values.tolist(), strict=True)))
     found = []
-    for label, prefills, contexts in grid(start):
+    for label, prefills, contexts in steps:
         slope = values * _features(profile, prefills, contexts)
         time = profile.step_ms(prefills, contexts)
         deviation = float(np.sqrt(slope @ covariance[:-1, :-1] @ slope)) / time
