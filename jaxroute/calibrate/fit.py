@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -236,7 +237,9 @@ def adam(
     best_point, history = point, [float(fitting.loss(point, spread).min())]
     for iteration in range(iterations):
         gradient = fitting.gradient(point, spread) * unit
-        change, state = optimiser.update(jnp.asarray(gradient), state)
+        # Optax mixes float and int scalars.
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimiser.update(jnp.asarray(gradient), state)
         point = fitting.evaluate(fitting.clip(point.unknowns + np.asarray(change, np.float64) * unit))
         spread = np.minimum(spread, fitting.spread(point.residuals).min(0))
         better = fitting.loss(point, spread) < fitting.loss(best_point, spread)
