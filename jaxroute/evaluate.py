@@ -6,7 +6,7 @@ Axis letters: E lanes (policies x seeds), N requests, I instances.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -134,19 +134,54 @@ def evaluate_cell(
       most_intervals: where a run that does not end is cut off.
       advance: called with the number of runs that have just been done.
     """
-    for table in cell.tables:
-        cell.fleet.check(table)
     rows: dict[str, list[Row]] = {}
-    for fleet, group in by_program(cell.fleet, candidates):
-        for policy, seed, summary in _summaries(cell, fleet, group, most_intervals, advance):
-            rows.setdefault(policy, []).append(_row(cell, summary, policy, seed))
+    for number, result in run_cell(cell, candidates, most_intervals=most_intervals, advance=advance):
+        rows.setdefault(result.policy, []).append(row_of(cell, summarise(result), cell.seeds[number]))
     return [row for candidate in candidates for row in rows[candidate.name]]
 
 
-def _summaries(
-    cell: Cell, fleet: Fleet, group: Sequence[Candidate], most_intervals: int, advance: Callable[[int], None]
-) -> Iterable[tuple[str, int, Summary]]:
-    """Runs a group of policies that share a program; yields policy, seed and summary of each run."""
+def run_cell(
+    cell: Cell,
+    candidates: Sequence[Candidate],
+    *,
+    most_intervals: int,
+    tables_of: Mapping[str, Sequence[int]] | None = None,
+    advance: Callable[[int], None] = lambda runs: None,
+) -> Iterator[tuple[int, RunResult]]:
+    """Runs policies over the tables of a cell.
+
+    Args:
+      cell: what is run.
+      candidates: the policies.
+      most_intervals: where a run that does not end is cut off.
+      tables_of: by policy, the numbers of the tables that it runs; by default all of them.
+      advance: called with the number of runs that have just been done.
+
+    Yields:
+      The number of the table and the run, of one policy in the order of its tables.
+
+    Raises:
+      InputError: see `evaluate`.
+    """
+    for table in cell.tables:
+        cell.fleet.check(table)
+    if tables_of is None:
+        tables_of = {candidate.name: range(len(cell.tables)) for candidate in candidates}
+    for fleet, group in by_program(cell.fleet, candidates):
+        # Policy by policy, since runs of one policy take about as long as each other.
+        runs = [(policy, number) for policy, each in enumerate(group) for number in tables_of[each.name]]
+        yield from _runs(cell, fleet, group, runs, most_intervals, advance)
+
+
+def _runs(
+    cell: Cell,
+    fleet: Fleet,
+    group: Sequence[Candidate],
+    runs: Sequence[tuple[int, int]],
+    most_intervals: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, RunResult]]:
+    """Runs (policy, table) pairs of a group of policies that share a program."""
     config, params = fleet.config(cell.size, records=True), fleet.params()
     columns = [
         to_device(
@@ -163,12 +198,10 @@ def _summaries(
         _check_policy(candidate, config, params, columns[0])
     bank = PolicyBank(tuple(candidate.policy for candidate in group))
     workloads = stack(columns)
-    # Policy by policy, since runs of one policy take about as long as each other.
-    runs = [(policy, seed) for policy in range(len(group)) for seed in range(len(cell.seeds))]
-    mesh, chunk = _layout(len(runs))
+    mesh, chunk = lane_layout(len(runs))
     batch = mesh.size * chunk
     for start in range(0, len(runs), batch):
-        shown = runs[start : start + batch]
+        shown = list(runs[start : start + batch])
         policy, seed = np.asarray(shown + [shown[-1]] * (batch - len(shown)), np.int32).T
         keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(cell.seeds, np.uint32)[seed]))
         own = jax.tree.map(lambda leaf, seed=seed: leaf[seed], workloads)
@@ -184,7 +217,7 @@ def _summaries(
             records = records_of(jax.tree.map(lambda leaf: leaf[0], cluster), fleet.dt)
             served = {field: values[: len(table)] for field, values in vars(records).items()}
             records = dataclasses.replace(records, **served)
-            yield name, cell.seeds[seed_at], summarise(RunResult(name, table, records, fleet.frontend_s, fleet.dt))
+            yield seed_at, RunResult(name, table, records, fleet.frontend_s, fleet.dt)
         advance(len(shown))
 
 
@@ -206,7 +239,7 @@ def _start_lanes(
     return jax.vmap(start)(workloads, policies, keys)
 
 
-def _layout(runs: int) -> tuple[jax.sharding.Mesh, int]:
+def lane_layout(runs: int) -> tuple[jax.sharding.Mesh, int]:
     """The devices, and the lanes that each runs at a time: as even as can be, the last batch padded by a few."""
     devices = min(len(jax.devices()), runs)
     most = LANES_ON_CPU if jax.default_backend() == "cpu" else LANES_ELSEWHERE
@@ -249,9 +282,10 @@ def _check_ended(cluster: ClusterState, name: str, cell: Cell, table: RequestTab
         )
 
 
-def _row(cell: Cell, summary: Summary, policy: str, seed: int) -> Row:
+def row_of(cell: Cell, summary: Summary, seed: int) -> Row:
+    """One run of a cell as a row."""
     return Row(
-        policy=policy,
+        policy=summary.policy,
         workload=cell.workload,
         profile=_joined([profile.name for profile in cell.fleet.profiles]),
         scheduler=_joined(cell.fleet.schedulers),
