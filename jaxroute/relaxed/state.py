@@ -209,7 +209,7 @@ def compacted(state: RelaxedState) -> RelaxedState:
     taken = jnp.arange(rows, dtype=jnp.int32) < count
     moved_rows = jax.tree.map(lambda leaf: leaf[source], state.rows)
     moved = jax.tree.map(lambda leaf: leaf[:, source], copies)
-    here = taken & stays[:, source]
+    here = taken[None] & stays[:, source]
     moved = moved.replace(
         stage=jnp.where(here, moved.stage, GONE),
         weight=jnp.where(here, moved.weight, 0),
