@@ -18,7 +18,7 @@ from jaxroute.live.router_process import backend_name
 from jaxroute.live.ways import JAXROUTE, Way, opened
 from jaxroute.paired import Interval, mean_interval, relative_difference
 from jaxroute.results import RunResult
-from jaxroute.serve.proxy import PREDICTION_HEADER
+from jaxroute.serve.visits import PREDICTION_HEADER
 from jaxroute.workload.prediction import Prediction
 
 COLUMNS = ("e2e_mean_s", "e2e_p99_s", "ttft_mean_s", "ttft_p99_s", "tbt_mean_s", "preemptions")
