@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jaxroute.calibrate.log import read_request_log
 from jaxroute.calibrate.result import grid
 from jaxroute.cli import main
 from jaxroute.profiles import StepProfile, load_profile
+from jaxroute.serve.decision_log import LogRow, encode
 
 
 def calibrate(tmp_path: Path, log: Path, start: StepProfile, *options: str) -> tuple[StepProfile, dict]:
@@ -121,3 +123,39 @@ def test_bad_logs_end_with_one_line(capsys: pytest.CaptureFixture[str], tmp_path
     log.write_text("\n".join(good))
     assert "has no server 7" in refused(capsys, tmp_path, log, "--servers", "7")
     assert "can never run" in refused(capsys, tmp_path, log, "--kv-tokens", "64")
+
+
+def test_a_decision_log_is_read_run_by_run(tmp_path: Path) -> None:
+    result = logs.simulated(120, 6.0)
+    records, table = result.records, result.table
+    rows = [
+        row_of_log(
+            run="second" if number >= 5 else "first",
+            arrival_s=7e3 + table.arrival_s[number],
+            dispatch_s=7e3 + records.dispatch_s[number],
+            prompt_tokens=int(table.prompt_tokens[number]),
+            output_tokens=int(table.output_tokens[number]),
+            backend=f"server-{records.instance[number]}",
+            ttft_s=records.first_token_s[number] - table.arrival_s[number],
+            e2e_s=records.finish_s[number] - table.arrival_s[number],
+            outcome="aborted" if number == 50 else "finished",
+        )
+        for number in range(len(table))
+    ]
+    path = tmp_path / "decisions.jsonl"
+    path.write_text("".join(encode(row) + "\n" for row in rows))
+    log = read_request_log(path)
+    assert len(log) == 115
+    assert log.servers == ("server-0", "server-1")
+    assert int((~log.counted).sum()) == 1
+    assert len(log.notes) == 2
+    np.testing.assert_allclose(log.dispatch_s, records.dispatch_s[5:] - records.dispatch_s[5], atol=1e-9)
+    np.testing.assert_allclose(log.waited_s, (records.dispatch_s - table.arrival_s)[5:], atol=1e-9)
+
+
+def row_of_log(**known: Any) -> LogRow:
+    """A row of which only what a fit reads is given."""
+    fields: dict[str, Any] = {field.name: None for field in dataclasses.fields(LogRow)}
+    fields |= {"id": "x", "names": [], "streamed": True, "decided_by": "policy", "decision_s": 1e-3}
+    fields |= dict.fromkeys(("predicted_tokens", "predicted_bucket", "predicted_upper"), 1)
+    return LogRow(**fields | known)
