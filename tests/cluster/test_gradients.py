@@ -146,7 +146,9 @@ def test_a_fixed_number_of_steps_gives_the_same_state(seed: int) -> None:
 
         return jax.lax.scan(body, fleet.initial_state(config, params, workload), None, length=150)[0]
 
-    chex.assert_trees_all_equal(jax.jit(lambda: run(True))(), jax.jit(lambda: run(False))())
+    fixed, plain = jax.jit(lambda: run(True))(), jax.jit(lambda: run(False))()
+    step = fixed.engines.step.replace(began=None)
+    chex.assert_trees_all_equal(fixed.replace(engines=fixed.engines.replace(step=step)), plain)
 
 
 @pytest.mark.parametrize("scheduler", cases.SCHEDULERS)
