@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.evaluate import Evaluate
     from jaxroute.commands.export import Export
     from jaxroute.commands.fidelity import Fidelity
+    from jaxroute.commands.leaderboard import Leaderboard
     from jaxroute.commands.predictor import Predictor
     from jaxroute.commands.profile import Profile
     from jaxroute.commands.profiles import Profiles
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands: dict[str, Callable[..., Any]] = {
         "simulate": Simulate,
         "evaluate": Evaluate,
+        "leaderboard": Leaderboard,
         "train": Train,
         "curves": Curves,
         "export": Export,
