@@ -100,7 +100,9 @@ def outcomes(case: cases.Case, params: ClusterParams, workload: Workload) -> lis
             stamp.step[here, rows].astype(np.float64) * case.dt + stamp.offset[here, rows]
             for stamp in (ledger.requests.first, ledger.requests.last)
         )
-        arrived = np.asarray(arrival.step[: len(rows)]).astype(np.float64) * case.dt + arrival.offset[: len(rows)]
+        arrived = (
+            np.asarray(arrival.step[: len(rows)]).astype(np.float64) * case.dt + np.asarray(arrival.offset)[: len(rows)]
+        )
         gaps = case.table.output_tokens - 1
         tbt = ((last - first) / np.maximum(gaps, 1))[gaps > 0]
         order = []
@@ -175,7 +177,7 @@ def test_gradients_equal_central_differences_of_the_plain_simulator(scheduler: s
             up, down = around[2 * index : 2 * index + 2]
             change = up.means - down.means
             # Step times are float32 and rounded anew on each side: means differ by some 1e-8 s for that alone.
-            large = np.abs(change) > 3e-6
+            large = np.abs(change) > 1e-6
             if same_order(up, here) and same_order(down, here):
                 np.testing.assert_allclose(slope[large], change[large], rtol=1e-2, err_msg=f"{seed} {index}")
                 checked[here.preemptions > 0] += int(large.sum())
@@ -185,7 +187,7 @@ def test_gradients_equal_central_differences_of_the_plain_simulator(scheduler: s
 def test_the_derivative_in_an_arrival_is_that_of_a_router_that_acts_at_once() -> None:
     """An arrival that moves by whole intervals takes along all that runs until its engine is idle again."""
     checked, opened = 0, 0
-    for seed in (1, 4, 21, 22, 23, 24):
+    for seed in (1, 4, *range(21, 29)):
         case = gentle_case(seed, "chunked")
         params, workload = make_params(case.profiles, case.schedulers), case.workload
         config, count = config_of(case, fixed_steps=True), len(case.table)
