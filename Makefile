@@ -6,7 +6,8 @@ READY := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
-.PHONY: setup setup-reference setup-vllm demo testbed test lint test-slow test-live bench constraints clean
+.PHONY: setup setup-reference setup-vllm demo testbed test lint test-slow test-live smoke-live bench bench-serve \
+	constraints clean
 
 setup: $(READY)
 
@@ -48,6 +49,15 @@ test-slow: $(READY)
 # One after the other, else the engines would be measured while they compete for the cores.
 test-live: $(READY) $(VLLM_READY)
 	$(BIN)/python -m pytest -m live -n 0
+
+# The live tests in which nothing is timed: two engines answer, keep to their KV caches and preempt.
+smoke-live: $(READY) $(VLLM_READY)
+	$(BIN)/python -m pytest -m live -n 0 tests/testbed/test_live.py \
+		-k "ids_of_all_tokens or chat_api or emulated_kv_cache or starved_of_kv"
+
+# What the router adds to the time to the first token, beside direct calls and vllm-router (`VLLM_ROUTER=PATH`).
+bench-serve: $(READY)
+	$(BIN)/python tests/measure/added_latency.py $(if $(VLLM_ROUTER),--vllm-router $(VLLM_ROUTER))
 
 bench: $(READY)
 	$(BIN)/jaxroute bench
