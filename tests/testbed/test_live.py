@@ -113,7 +113,6 @@ def test_engines_starved_of_kv_preempt_and_finish_all(live: Testbed) -> None:
     assert steps.prefill_tokens.sum() > 8 * 60 + 60 * preemptions
     assert steps.free_blocks.min() == 0
     assert steps.waiting.max() >= 3
-    assert steps.overrun_share < 0.03
 
 
 def test_whole_prompts_are_not_chunked_and_nothing_is_left_at_the_end() -> None:
