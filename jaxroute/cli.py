@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.compare_live import CompareLive
     from jaxroute.commands.curves import Curves
     from jaxroute.commands.data import Data
+    from jaxroute.commands.epp import Epp
     from jaxroute.commands.evaluate import Evaluate
     from jaxroute.commands.export import Export
     from jaxroute.commands.fidelity import Fidelity
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         "calibrate": Calibrate,
         "sensitivity": Sensitivity,
         "serve": Serve,
+        "epp": Epp,
         "testbed": TestbedCommand,
         "fidelity": Fidelity,
         "compare-live": CompareLive,

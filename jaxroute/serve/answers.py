@@ -22,9 +22,7 @@ def error(
       retry_after_s: for `Retry-After`.
       close: whether the connection ends with it.
     """
-    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-    response = web.Response(status=status, body=json.dumps(body).encode(), content_type="application/json")
+    response = web.Response(status=status, body=error_body(status, message, code), content_type="application/json")
     if retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     if status == 401:
@@ -32,3 +30,9 @@ def error(
     if close:
         response.force_close()
     return response
+
+
+def error_body(status: int, message: str, code: str) -> bytes:
+    """The body of an error."""
+    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()

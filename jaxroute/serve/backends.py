@@ -97,6 +97,11 @@ class Backends:
     def __iter__(self) -> Iterator[Backend]:
         return iter(list(self._by_name.values()))
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._by_name)
+
     def __getitem__(self, name: str) -> Backend:
         return self._by_name[name]
 

@@ -148,6 +148,17 @@ class Brain:
             outcomes.append((head.request.id, outcome))
         return outcomes
 
+    def put(self, request: Incoming, backend: str, now: float, decided_by: str) -> None:
+        """A request is at a server that somebody else has chosen for it; it counts as dispatched there.
+
+        Raises:
+          KeyError: there is no such server.
+          ValueError: its id is waiting or in flight already.
+        """
+        if request.id in self._queue or request.id in self._placed:
+            raise ValueError(f"request {request.id}: is waiting or in flight already")
+        self._dispatch(Placement(request, backend, now, Decision(decided_by, names=(backend,))))
+
     def first_token(self, id: str, now: float) -> None:
         """The first token of a request has been seen; it counts as one."""
         placed = self._placed.get(id)

@@ -69,6 +69,15 @@ class Dispatcher:
                 self.failed(request.id, "aborted")
             raise
 
+    def put(self, request: Incoming, backend: str, decided_by: str) -> None:
+        """A request is at a backend that somebody else has chosen; it is to be ended like one that was placed.
+
+        Raises:
+          KeyError: there is no such backend.
+          ValueError: its id is waiting or in flight already.
+        """
+        self.brain.put(request, backend, self.clock(), decided_by)
+
     def first_token(self, id: str) -> None:
         """The first token of a request has been seen; it counts as one."""
         self.brain.first_token(id, self.clock())

@@ -8,6 +8,7 @@ import logging
 import resource
 import signal
 from collections.abc import Callable
+from typing import Protocol
 
 import uvloop
 
@@ -19,11 +20,30 @@ from jaxroute.serve.log import set_up_logs
 LOG = logging.getLogger(__name__)
 
 
-def run(read: Callable[[], ServeConfig]) -> None:
+class Service(Protocol):
+    """What runs: a proxy, or a picker."""
+
+    async def start(self) -> None:
+        """Listens."""
+
+    async def reload(self) -> list[str]:
+        """Reads the configuration anew."""
+
+    async def drain(self) -> bool:
+        """Lets the requests under way finish."""
+
+    async def stop(self) -> None:
+        """Ends it."""
+
+
+def run(
+    read: Callable[[], ServeConfig], make: Callable[[ServeConfig, Callable[[], ServeConfig]], Service] = Router
+) -> None:
     """Runs it; returns when all requests have ended after the first SIGTERM or SIGINT, or at once at the second.
 
     Args:
       read: reads the configuration, now and at every reload.
+      make: makes what runs.
 
     Raises:
       InputError: the configuration, or what it names, is wrong.
@@ -32,16 +52,20 @@ def run(read: Callable[[], ServeConfig]) -> None:
     # A stream takes two sockets, and the usual limit is 1,024 files.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    uvloop.run(_serve(config, read))
+    uvloop.run(_serve(config, read, make))
 
 
-async def _serve(config: ServeConfig, read: Callable[[], ServeConfig]) -> None:
-    router = Router(config, read)
+async def _serve(
+    config: ServeConfig,
+    read: Callable[[], ServeConfig],
+    make: Callable[[ServeConfig, Callable[[], ServeConfig]], Service],
+) -> None:
+    router = make(config, read)
     with set_up_logs(config.log_level):
         await _until_told(router)
 
 
-async def _until_told(router: Router) -> None:
+async def _until_told(router: Service) -> None:
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -61,7 +85,7 @@ async def _until_told(router: Router) -> None:
         await router.stop()
 
 
-async def _reload_whenever(router: Router, asked: asyncio.Event) -> None:
+async def _reload_whenever(router: Service, asked: asyncio.Event) -> None:
     while True:
         await asked.wait()
         asked.clear()

@@ -42,6 +42,9 @@ class Placer(Protocol):
     async def place(self, request: Incoming, exclude: frozenset[str] = frozenset()) -> Placement:
         """Waits for a backend."""
 
+    def put(self, request: Incoming, backend: str, decided_by: str) -> None:
+        """Somebody else has chosen a backend."""
+
     def first_token(self, id: str) -> None:
         """The first token has been seen."""
 
@@ -169,6 +172,13 @@ class Visits:
             self._backends.failed(backend, reason)
         else:
             self._backends.undecided(backend)
+
+    def moved(self, visit: Visit, backend: Backend, to: Backend) -> None:
+        """A gateway has tried another backend, which took it, since the one that was chosen failed."""
+        self.missed(visit, backend, "gateway-retry")
+        self._telemetry.retries.labels("gateway-retry").inc()
+        self._placer.put(visit.incoming, to.name, "gateway")
+        self.sent(visit, to)
 
     def finished(
         self,
