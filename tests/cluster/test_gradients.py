@@ -168,7 +168,7 @@ def test_gradients_equal_central_differences_of_the_plain_simulator(scheduler: s
         moved, expected = [params], []
         for name in COEFFICIENTS:
             value = np.asarray(getattr(params.instances.step, name))
-            shift = (1e-4 * value * rng.uniform(0.5, 1.5, len(value)) * rng.choice([-1, 1], len(value))).astype("f4")
+            shift = (3e-4 * value * rng.uniform(0.5, 1.5, len(value)) * rng.choice([-1, 1], len(value))).astype("f4")
             ends = [value + sign * shift for sign in (1, -1)]
             moved += [_with(params, name, end) for end in ends]
             expected.append(np.asarray(getattr(by_params.instances.step, name), np.float64) @ (ends[0] - ends[1]))
@@ -177,7 +177,7 @@ def test_gradients_equal_central_differences_of_the_plain_simulator(scheduler: s
             up, down = around[2 * index : 2 * index + 2]
             change = up.means - down.means
             # Step times are float32 and rounded anew on each side: means differ by some 1e-8 s for that alone.
-            large = np.abs(change) > 1e-6
+            large = np.abs(change) > 1e-5
             if same_order(up, here) and same_order(down, here):
                 np.testing.assert_allclose(slope[large], change[large], rtol=1e-2, err_msg=f"{seed} {index}")
                 checked[here.preemptions > 0] += int(large.sum())
@@ -315,6 +315,7 @@ print(json.dumps({"forward_s": forward, "gradient_s": backward, "peak_gib": peak
 def test_two_thousand_requests_over_ten_thousand_intervals_take_little_memory_and_time(segment: int) -> None:
     run = subprocess.run([sys.executable, "-c", BIG_RUN, str(segment)], capture_output=True, text=True, check=True)
     measured = json.loads(run.stdout.splitlines()[-1])
+    print(f"segment {segment}: {measured}")
     assert measured["finished"] == 2000
     assert measured["intervals"] >= 10_000
     assert measured["peak_gib"] < 4
