@@ -10,13 +10,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 
 from jaxroute.errors import InputError
 from jaxroute.live.cluster import LiveCluster
+from jaxroute.testbed.priority import hurry
 from jaxroute.testbed.processes import take_ports
 
 HOST = "127.0.0.1"
@@ -56,7 +57,7 @@ def serve_router(cluster: LiveCluster, policy: str, scrape_s: float, folder: Pat
         "listen": {"host": HOST, "port": port},
         "admin": {"host": HOST, "port": admin_port},
         "limits": {"queue": MANY, "wait_s": PATIENT_S},
-        "timeouts": {"answer_s": PATIENT_S, "stream_s": PATIENT_S},
+        "timeouts": {"answer_s": PATIENT_S, "first_byte_s": PATIENT_S, "stream_s": PATIENT_S},
         "watching": {"scrape_s": scrape_s},
         "log_level": "warning",
     }
@@ -108,6 +109,8 @@ def _running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
         )
     try:
         _wait_until_ready(process, command[0], url, log)
+        with suppress(OSError):
+            hurry(process.pid, threads=True)
         yield url
     finally:
         process.terminate()

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxroute.testbed.engine.start import AUTOGROUP, NICENESS
 
-PASSING = 1
-"""Real-time priority of the API servers: what they do for a token is short, and must not wait for another's model."""
+PASSING = 2
+"""Real-time priority of API servers and routers: what they do for a token is short, and must not wait for a model."""
 
 
-def hurry(pids: Iterable[int]) -> None:
-    """Puts the main threads of processes into the real-time class."""
-    for pid in pids:
+def hurry(pid: int, *, threads: bool = False) -> None:
+    """Puts a process's main thread, or all its `threads`, into the real-time class."""
+    tasks = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()] if threads else [pid]
+    for task in tasks:
         with suppress(OSError, AttributeError):
-            os.sched_setscheduler(pid, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PASSING))
+            os.sched_setscheduler(task, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PASSING))
 
 
 @contextmanager

@@ -76,7 +76,8 @@ class Testbed:
             self._start(venv, model, ports)
             self._wait_until_healthy()
             self._warm_up()
-            hurry(self.pids)
+            for pid in self.pids:
+                hurry(pid)
             self.started_s = time.monotonic()
             self._resources = self._resources.pop_all()
         return self

@@ -6,7 +6,6 @@ scheduling (as on CPU), where a step is scheduled only after the last one's toke
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -21,13 +20,10 @@ COEFFICIENTS, TRACE = "JAXROUTE_STEP_MS", "JAXROUTE_TRACE"
 
 PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29
 
-WAKING = 2
-"""Real-time priority of the engine's thread while it lets tokens go and schedules its next step: before the API
-servers, which `Testbed` gives the priority below. Its model, which has the whole step to run in, runs as an ordinary
-process, or else the tokens of others would wait for it."""
-
-NICENESS = -10
-"""Of the thread otherwise."""
+WORKING, WAKING = 1, 3
+"""Real-time priorities of the engine's thread: while it runs its model, which has the whole step to do so, and while it
+lets tokens go and schedules its next step. Between them come the API servers (`Testbed`), or else the tokens of one
+engine would wait for the model of another."""
 
 
 class HeldScheduler(Scheduler):
@@ -53,13 +49,13 @@ class HeldScheduler(Scheduler):
         self._work = work_of((new, each.num_computed_tokens - new, each.num_tokens) for each, new in scheduled)
         running, waiting = self.get_request_counts()
         self._counts = (waiting, running, self._preempted, self.kv_cache_manager.block_pool.get_num_free_blocks())
-        self._set_realtime(False)
+        self._set_priority(WORKING)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Waits until the step is to end, then takes in its tokens as vLLM does."""
         work = self._work
-        self._set_realtime(True)
+        self._set_priority(WAKING)
         held = self._clock.hold(step_ms(self._coefficients, work)) if work.prefill_tokens + work.decode_seqs else None
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if held is not None:
@@ -74,9 +70,12 @@ class HeldScheduler(Scheduler):
         self._trace.close()
         super().shutdown()
 
-    def _set_realtime(self, wanted: bool) -> None:
+    def _set_priority(self, priority: int) -> None:
         if self._is_realtime:
-            self._is_realtime = _set_class(wanted)
+            try:
+                os.sched_setparam(0, os.sched_param(priority))
+            except OSError:
+                self._is_realtime = False
 
     def _preempt_request(self, *arguments: Any, **options: Any) -> None:
         self._preempted += 1
@@ -92,16 +91,8 @@ def _prepare_thread() -> bool:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    return _set_class(True)
-
-
-def _set_class(realtime: bool) -> bool:
-    """Puts this thread into the real-time class or takes it out; whether the system permits that."""
-    policy = os.SCHED_RR if realtime else os.SCHED_OTHER
     try:
-        os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(WAKING if realtime else 0))
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(WAKING))
     except OSError:
         return False
     return True
