@@ -198,27 +198,28 @@ class Exchange:
             self._answer = Answer(protocol.headers_of(message.response_headers))
             self._follow(protocol.served_of(message))
             name = "none" if self._placed is None else self._placed[1].name
-            await self._write(protocol.with_header(BACKEND_HEADER, name))
             if message.response_headers.end_of_stream:
                 self._end()
+            await self._write(protocol.with_header(BACKEND_HEADER, name))
         elif kind == "response_body":
             await self._see_body(message.response_body)
         else:
-            await self._write(protocol.CONTINUE[kind])
             if kind == "response_trailers":
                 self._end()
+            await self._write(protocol.CONTINUE[kind])
 
     async def _see_body(self, body: Any) -> None:
-        if self._response_mode == protocol.FULL_DUPLEX:
-            for piece in protocol.passed_on("response_body", body.body, end=body.end_of_stream):
-                await self._write(piece)
-        else:
-            await self._write(protocol.CONTINUE["response_body"])
+        # Counted first: Envoy ends the stream as soon as it has the last answer.
         if self._placed is not None and self._answer is not None and (tokens := self._answer.see(body.body)):
             visit, backend = self._placed
             self._visits.tokens(visit, backend.name, tokens)
         if body.end_of_stream:
             self._end()
+        if self._response_mode == protocol.FULL_DUPLEX:
+            for piece in protocol.passed_on("response_body", body.body, end=body.end_of_stream):
+                await self._write(piece)
+        else:
+            await self._write(protocol.CONTINUE["response_body"])
 
     def _follow(self, endpoint: str | None) -> None:
         """The request may have been answered by another backend than was chosen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.util
+import io
 import json
 import socket
 import subprocess
@@ -46,7 +47,9 @@ class Gateway:
     client: aiohttp.ClientSession
 
     async def post(self, body: object, path: str = "/v1/completions", **options: Any) -> Reply:
-        async with self.client.post(f"{self.url}{path}", json=body, **options) as response:
+        options.setdefault("headers", {"Content-Type": "application/json"})
+        data = io.BytesIO(json.dumps(body).encode())
+        async with self.client.post(f"{self.url}{path}", data=data, **options) as response:
             return Reply(response.status, response.headers, await response.read())
 
     async def metric(self, line: str) -> float:
@@ -67,14 +70,16 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def picking(
-    servers: int | Sequence[FakeVllm] = 2, **changes: Any
+    servers: int | Sequence[FakeVllm] = 2, *, max_in_flight: int | None = None, **changes: Any
 ) -> AsyncIterator[tuple[Picker, list[FakeVllm]]]:
     """Servers, and a picker that looks after them."""
     fleet = [FakeVllm() for _ in range(servers)] if isinstance(servers, int) else list(servers)
     async with AsyncExitStack() as stack:
         for server in fleet:
             await stack.enter_async_context(server)
-        picker = Picker(config_of([server.url for server in fleet], **changes))
+        config = config_of([server.url for server in fleet], **changes)
+        backends = tuple(dataclasses.replace(each, max_in_flight=max_in_flight) for each in config.backends)
+        picker = Picker(dataclasses.replace(config, backends=backends))
         await picker.start()
         stack.push_async_callback(picker.stop)
         yield picker, fleet

@@ -71,6 +71,7 @@ async def test_requests_spread_over_the_backends_as_the_picker_says() -> None:
 async def test_a_client_cannot_say_where_its_request_goes() -> None:
     async with gateway(2) as g:
         elsewhere = {"x-gateway-destination-endpoint": "127.0.0.1:1", "X-Jaxroute-Backend": "server-1"}
+        elsewhere["Content-Type"] = "application/json"
         replies = [await g.post(completion(2), headers=elsewhere) for _ in range(4)]
         assert [reply.status for reply in replies] == [200] * 4
         assert [len(server.bodies) for server in g.servers] == [2, 2]
@@ -129,9 +130,7 @@ async def test_no_backend_is_a_503_in_openai_words() -> None:
 
 
 async def test_a_full_queue_is_a_429_and_a_held_request_goes_once_there_is_room() -> None:
-    config = {"limits": Limits(queue=1), "policy": "gated-central-queue"}
-    async with gateway([FakeVllm(speed=1)], **config) as g:
-        g.picker.core.dispatcher.brain.set_backends([_with_room_for_one(g)])
+    async with gateway([FakeVllm(speed=1)], max_in_flight=1, limits=Limits(queue=1)) as g:
         first = asyncio.create_task(g.post(completion(60, stream=True)))
         await until(lambda: g.in_flight() == 1)
         held = asyncio.create_task(g.post(completion(2)))
@@ -144,8 +143,7 @@ async def test_a_full_queue_is_a_429_and_a_held_request_goes_once_there_is_room(
 
 
 async def test_a_request_is_held_for_longer_than_envoy_waits_for_a_picker() -> None:
-    async with gateway([FakeVllm(speed=1)]) as g:
-        g.picker.core.dispatcher.brain.set_backends([_with_room_for_one(g)])
+    async with gateway([FakeVllm(speed=1)], max_in_flight=1) as g:
         first = asyncio.create_task(g.post(completion(250, stream=True)))
         await until(lambda: g.in_flight() == 1)
         start = time.monotonic()
@@ -156,9 +154,8 @@ async def test_a_request_is_held_for_longer_than_envoy_waits_for_a_picker() -> N
 
 @pytest.mark.parametrize("full_duplex", [False, True])
 async def test_a_client_that_leaves_while_its_request_is_held_leaves_the_queue(full_duplex: bool) -> None:
-    async with gateway([FakeVllm(speed=1)], full_duplex=full_duplex) as g:
+    async with gateway([FakeVllm(speed=1)], max_in_flight=1, full_duplex=full_duplex) as g:
         dispatcher = g.picker.core.dispatcher
-        dispatcher.brain.set_backends([_with_room_for_one(g)])
         first = asyncio.create_task(g.post(completion(60, stream=True)))
         await until(lambda: g.in_flight() == 1)
         held = asyncio.create_task(g.post(completion(2)))
@@ -204,10 +201,3 @@ async def test_a_picker_that_dies_in_mid_stream_costs_no_stream_where_envoy_may_
         reply = await task
         assert (reply.status, text_of(reply.events)) == (200, FakeVllm.words(0, 80))
         assert reply.events[-1] == "[DONE]"
-
-
-def _with_room_for_one(g: object) -> object:
-    from jaxroute.serve.types import Server
-
-    backend = next(iter(g.picker.core.backends))  # type: ignore[attr-defined]
-    return Server(backend.name, backend.profile, 1)
