@@ -10,14 +10,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from jaxroute.errors import InputError
 from jaxroute.live.cluster import LiveCluster
-from jaxroute.testbed.priority import hurry
+from jaxroute.testbed.priority import hurry_router
 from jaxroute.testbed.processes import take_ports
 
 HOST = "127.0.0.1"
@@ -109,8 +109,7 @@ def _running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
         )
     try:
         _wait_until_ready(process, command[0], url, log)
-        with suppress(OSError):
-            hurry(process.pid, threads=True)
+        hurry_router(process.pid)
         yield url
     finally:
         process.terminate()

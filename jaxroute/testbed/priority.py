@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,12 +13,35 @@ PASSING = 2
 """Real-time priority of API servers and routers: what they do for a token is short, and must not wait for a model."""
 
 
-def hurry(pid: int, *, threads: bool = False) -> None:
-    """Puts a process's main thread, or all its `threads`, into the real-time class."""
-    tasks = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()] if threads else [pid]
+def hurry_server(pid: int) -> None:
+    """Puts an API server into the real-time class, and the threads by which its engine hears and speaks."""
+    _hurry([pid])
+    for engine in _children(pid):
+        # The engine's own thread has set its priority itself.
+        _hurry(task for task in _tasks(engine) if task != engine)
+
+
+def hurry_router(pid: int) -> None:
+    """Puts all threads of a process into the real-time class."""
+    _hurry(_tasks(pid))
+
+
+def _hurry(tasks: Iterable[int]) -> None:
     for task in tasks:
         with suppress(OSError, AttributeError):
             os.sched_setscheduler(task, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(PASSING))
+
+
+def _tasks(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
+    return []
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 @contextmanager

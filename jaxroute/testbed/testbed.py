@@ -16,7 +16,7 @@ from jaxroute.errors import InputError, first_line
 from jaxroute.output import atomic_path
 from jaxroute.testbed.config import TestbedConfig, emulated_profile
 from jaxroute.testbed.model import NAME, model_folder
-from jaxroute.testbed.priority import favoured, hurry
+from jaxroute.testbed.priority import favoured, hurry_server
 from jaxroute.testbed.processes import STOP_S, Engine, take_ports
 from jaxroute.testbed.trace import StepTrace, read_trace
 from jaxroute.testbed.vllm_command import engine_command, engine_environment, find_venv
@@ -77,7 +77,7 @@ class Testbed:
             self._wait_until_healthy()
             self._warm_up()
             for pid in self.pids:
-                hurry(pid)
+                hurry_server(pid)
             self.started_s = time.monotonic()
             self._resources = self._resources.pop_all()
         return self
