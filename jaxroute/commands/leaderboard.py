@@ -287,8 +287,8 @@ class Leaderboard:
             "none": "told nothing of output lengths",
         }.get(self.prediction, f"told output lengths as --prediction {self.prediction} has it")
         return [
-            f"Simulated, not measured on servers: {len(blocks)} combinations of workload, fleet and scheduler at "
-            f"{len(settings.loads)} loads, {len(settings.seeds)} seeds each; the router is {told}. Made by "
+            f"Simulated, not measured on servers. Cells: {len(blocks)} of workload, fleet and scheduler, times "
+            f"{len(settings.loads)} of load; seeds of each: {len(settings.seeds)}; the router is {told}. Made by "
             f"{self._command} with {versions}, sources {str(made_by()['sources'])[:12]}.",
             f"Load 1.0 is the rate at which a fleet is just saturated: {capacities}.",
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import re
 from collections.abc import Sequence
 
 from jaxroute.candidates import Candidate, candidates
@@ -36,9 +37,10 @@ def entrants(names: Sequence[str]) -> list[Candidate]:
 
 
 def fingerprint(candidate: Candidate) -> str:
-    """Changes where the policy does: with its own fields, its weights, or the module that it comes from."""
+    """Changes where the policy does: with its own fields, its weights, or the module that its class comes from."""
     own = {field: value for field, value in vars(candidate).items() if field != "policy"}
-    parts = [repr(own), repr(candidate.policy)]
+    # Where a class has no representation of its own, Python's holds an address, which is another one in each run.
+    parts = [repr(own), re.sub(r" at 0x[0-9a-f]+", "", repr(candidate.policy))]
     if ":" in candidate.name:
         module = inspect.getmodule(type(candidate.policy))
         source = None if module is None else inspect.getsourcefile(module)

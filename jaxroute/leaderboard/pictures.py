@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from jaxroute.leaderboard.grid import SmallCase
 from jaxroute.leaderboard.standings import Board, CellStandings, Place
 from jaxroute.metrics import REFERENCE_POLICY
-from jaxroute.plots import BLACK, BLUE, GREY, VERMILLION, label_log_axis, policy_line_style, tidy
+from jaxroute.plots import BLACK, BLUE, GREY, SKY, VERMILLION, label_log_axis, policy_line_style, tidy
 
 BETTER_TO_WORSE = LinearSegmentedColormap.from_list("better-to-worse", [BLUE, "#F7F7F7", VERMILLION])
 FULL_COLOUR_PERCENT = 30.0
@@ -44,17 +44,30 @@ def svg(figure: Figure) -> str:
 
 
 def standings(board: Board) -> Figure:
-    """Change of the mean E2E against round robin, %, policy by cell: the best policy on top, blue is better."""
-    names, cells = list(board.overall), list(board.cells)
+    """Change of the mean E2E against round robin, %, policy by cell, a panel for each workload: blue is better.
+
+    The best policy over all cells is on top.
+    """
+    names = list(board.overall)
+    panels = _by_workload(board.cells)
+    widest = max(map(len, panels.values()))
+    size = (2.6 + 0.55 * max(widest, 6), 0.6 + len(panels) * (1.5 + 0.25 * len(names)))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (workload, cells) in zip(grid, panels.items(), strict=True):
+        _draw_standings(axes, cells, names)
+        axes.set_title(workload, loc="left", fontweight="bold", fontsize="medium")
+    return figure
+
+
+def _draw_standings(axes: Axes, cells: Sequence[CellStandings], names: Sequence[str]) -> None:
     changes = np.asarray(
         [[cell.policies[name].comparison.against_reference["e2e_mean_s"].value for cell in cells] for name in names]
     )
-    figure = Figure(figsize=(2.6 + 0.62 * max(len(cells), 4), 1.9 + 0.27 * len(names)), layout="constrained")
-    axes = figure.subplots()
     axes.imshow(np.clip(changes / FULL_COLOUR_PERCENT, -1, 1), cmap=BETTER_TO_WORSE, vmin=-1, vmax=1, aspect="auto")
     for row, column in np.ndindex(changes.shape):
         value = float(changes[row, column])
-        colour = LIGHT_TEXT if abs(value) > 0.75 * FULL_COLOUR_PERCENT else DARK_TEXT
+        colour = LIGHT_TEXT if value < -0.75 * FULL_COLOUR_PERCENT else DARK_TEXT
         axes.text(column, row, _short_percent(value), ha="center", va="center", color=colour, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(cells)), [f"{cell.load:g}" for cell in cells])
@@ -62,7 +75,6 @@ def standings(board: Board) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     _name_blocks(axes, cells)
-    return figure
 
 
 def goodput(board: Board) -> Figure:
@@ -93,9 +105,9 @@ def small(cases: Sequence[SmallCase], names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(8, 1.2 + 0.27 * len(names)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(names))
-    axes.barh(rows, changes[order].mean(axis=1), height=0.62, color=BLUE, alpha=0.45, lw=0)
+    axes.barh(rows, changes[order].mean(axis=1), height=0.62, color=SKY, lw=0)
     for row, own in zip(rows, changes[order], strict=True):
-        axes.plot(own, np.full(len(own), row), "o", ms=4, color=BLUE, alpha=0.8, mew=0)
+        axes.plot(own, np.full(len(own), row), "o", ms=3.5, color=BLACK, mew=0)
     axes.set_yticks(rows, [names[index] for index in order])
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g} %" if value else "0 %"))
@@ -153,13 +165,21 @@ def _by_block(cells: Sequence[CellStandings]) -> dict[Place, list[CellStandings]
     return blocks
 
 
+def _by_workload(cells: Sequence[CellStandings]) -> dict[str, list[CellStandings]]:
+    workloads: dict[str, list[CellStandings]] = {}
+    for cell in cells:
+        workloads.setdefault(cell.workload, []).append(cell)
+    return workloads
+
+
 def _name_blocks(axes: Axes, cells: Sequence[CellStandings]) -> None:
-    """Names of the blocks above their columns, and lines between them."""
+    """Fleet and scheduler above their columns, and lines between them."""
     start = 0
-    for number, (place, own) in enumerate(_by_block(cells).items()):
+    for number, ((_, fleet, scheduler), own) in enumerate(_by_block(cells).items()):
         if number:
             axes.axvline(start - 0.5, color=BLACK, lw=1.2)
-        axes.text(start - 0.4, -0.7, "\n".join(place), rotation=35, ha="left", va="bottom", fontsize=7.5)
+        name = "\n".join([*fleet.replace("+", "\n+").split("\n"), scheduler])
+        axes.text(start - 0.45, -0.62, name, ha="left", va="bottom", fontsize=6.5 if len(own) < 4 else 7.5)
         start += len(own)
 
 
