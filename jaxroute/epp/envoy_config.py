@@ -17,7 +17,12 @@ ANSWER_TIMEOUT = "1s"
 
 
 def envoy_config(
-    config: ServeConfig, listen: Listener, *, fail_open: bool = True, full_duplex: bool = False
+    config: ServeConfig,
+    listen: Listener,
+    *,
+    fail_open: bool = True,
+    full_duplex: bool = False,
+    token_events: bool = True,
 ) -> dict[str, Any]:
     """The configuration, as YAML or JSON has it.
 
@@ -30,19 +35,20 @@ def envoy_config(
         a 503. Not with full duplex: Envoy has given the body away by then.
       full_duplex: as the Gateway API Inference Extension has it: bodies go through the picker instead of beside it.
 
+      token_events: whether the picker sees every piece of an answer; without, it estimates how far answers are.
+
     Raises:
       InputError: a backend that this cannot be written for.
     """
     if full_duplex and fail_open:
         raise InputError("full duplex: Envoy cannot go on without a picker that has the body; fail closed")
+    processor = _processor(config, fail_open, full_duplex, token_events)
     picker = config.listen
     clusters = [_servers(config), _cluster("jaxroute", "STRICT_DNS", [(picker.host, picker.port)], http2=True)]
-    return {
-        "static_resources": {"listeners": [_listener(config, listen, fail_open, full_duplex)], "clusters": clusters}
-    }
+    return {"static_resources": {"listeners": [_listener(listen, config, processor)], "clusters": clusters}}
 
 
-def _listener(config: ServeConfig, listen: Listener, fail_open: bool, full_duplex: bool) -> dict[str, Any]:
+def _listener(listen: Listener, config: ServeConfig, processor: dict[str, Any]) -> dict[str, Any]:
     manager = {
         "@type": _type("filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "inference",
@@ -50,7 +56,7 @@ def _listener(config: ServeConfig, listen: Listener, fail_open: bool, full_duple
         "normalize_path": True,
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [_route(config)]}]},
         "http_filters": [
-            {"name": "envoy.filters.http.ext_proc", "typed_config": _processor(config, fail_open, full_duplex)},
+            {"name": "envoy.filters.http.ext_proc", "typed_config": processor},
             {"name": "envoy.filters.http.router", "typed_config": {"@type": _type("filters.http.router.v3.Router")}},
         ],
     }
@@ -71,16 +77,18 @@ def _route(config: ServeConfig) -> dict[str, Any]:
     }
     # A stream may take as long as it wants to; one that is silent may not.
     action = {"cluster": "servers", "timeout": "0s", "idle_timeout": _seconds(config.timeouts.answer_s)}
-    return {"match": {"prefix": "/v1/"}, "route": {**action, **({"retry_policy": retries} if retries else {})}}
+    return {"match": {"prefix": "/v1/"}, "route": {**action, "retry_policy": retries}}
 
 
-def _processor(config: ServeConfig, fail_open: bool, full_duplex: bool) -> dict[str, Any]:
+def _processor(config: ServeConfig, fail_open: bool, full_duplex: bool, token_events: bool) -> dict[str, Any]:
     mode = {"request_header_mode": "SEND", "response_header_mode": "SEND"}
     if full_duplex:
         bodies = dict.fromkeys(("request_body_mode", "response_body_mode"), "FULL_DUPLEX_STREAMED")
         mode |= {**bodies, "request_trailer_mode": "SEND", "response_trailer_mode": "SEND"}
     else:
         mode |= {"request_body_mode": "BUFFERED", "response_body_mode": "STREAMED"}
+    if not token_events:
+        mode |= {"response_body_mode": "NONE", "response_trailer_mode": "SKIP"}
     return {
         "@type": _type("filters.http.ext_proc.v3.ExternalProcessor"),
         "grpc_service": {"envoy_grpc": {"cluster_name": "jaxroute"}},

