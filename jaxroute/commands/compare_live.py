@@ -69,7 +69,7 @@ class CompareLive(LiveOptions):
         reference = OURS if OURS in {way.name for way in ways} else ways[0].name
         for scheduler, plan in plans.items():
             with self.running(scheduler, console) as cluster:
-                own = self.measured(scheduler, cluster, plan[0][0].table, console)
+                own = self.measured(cluster, [case for rounds in plan for case in rounds], console)
                 servers.append(own)
                 known = dataclasses.replace(cluster, profile=own.profile)
                 for rounds in plan:

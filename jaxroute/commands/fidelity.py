@@ -67,7 +67,7 @@ class Fidelity(LiveOptions):
         from jaxroute.live.fidelity import run_case
 
         with self.running(scheduler, console) as cluster:
-            own = self.measured(scheduler, cluster, cases[0].table, console)
+            own = self.measured(cluster, cases, console)
             for case in cases:
                 with run_bars(console) as progress:
                     comparisons = run_case(

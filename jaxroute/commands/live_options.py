@@ -145,22 +145,25 @@ class LiveOptions(FleetOptions):
         finally:
             testbed.__exit__(None, None, None)
 
-    def measured(self, scheduler: str, cluster: LiveCluster, table: RequestTable, console: Console) -> Servers:
-        """The servers with `frontend_ms` as it is, measured before they have anything to do.
+    def measured(self, cluster: LiveCluster, cases: Sequence[Case], console: Console) -> Servers:
+        """The servers with `frontend_ms` as it is, measured when they are idle and at moderate load.
 
         Raises:
           InputError: a server fails, or has something to do.
         """
-        from jaxroute.live.fidelity import measure_idle
+        from jaxroute.live.fidelity import measure_idle, measure_loaded
         from jaxroute.live.fidelity_report import Servers
 
+        calmest = min(cases, key=lambda case: case.load or case.rate_per_s)
         with console.status("measuring the front end"):
-            frontend = measure_idle(cluster, table.prompt_tokens)
+            idle = measure_idle(cluster, calmest.table.prompt_tokens)
+            loaded = measure_loaded(cluster, calmest, self.seed)
         console.print(
-            f"{scheduler}: frontend_ms {frontend.frontend_ms:.2f}; a decode step takes "
-            f"{frontend.step_excess_ms:+.3f} ms beyond its profile"
+            f"{calmest.scheduler}: frontend_ms {loaded:.2f} at moderate load, {idle.frontend_ms:.2f} when idle; "
+            f"a decode step takes {idle.step_excess_ms:+.3f} ms beyond its profile"
         )
-        return Servers(scheduler, dataclasses.replace(cluster.profile, frontend_ms=frontend.frontend_ms), frontend)
+        profile = dataclasses.replace(cluster.profile, frontend_ms=loaded)
+        return Servers(calmest.scheduler, profile, idle)
 
     def cases(self, scheduler: str, seeds: Sequence[int], console: Console) -> list[list[Case]]:
         """All that will be run on the servers of a scheduler, for each traffic one case for each seed.

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import uvloop
+from scipy.stats import trim_mean
 
-from jaxroute.candidates import Candidate, by_program
+from jaxroute.candidates import Candidate, by_program, candidates
 from jaxroute.live.agreement import Difference, Preemptions, differences, noise_floor, preemptions_at
 from jaxroute.live.client import LiveError, open_session
 from jaxroute.live.cluster import HeldSteps, LiveCluster
@@ -20,8 +21,11 @@ from jaxroute.profiles import StepProfile
 from jaxroute.results import RunResult
 from jaxroute.simulate import Fleet, simulate
 from jaxroute.testbed.trace import MOST_OVERRUN_SHARE
-from jaxroute.workload.prediction import Prediction
+from jaxroute.workload.prediction import Prediction, predict
 from jaxroute.workload.table import RequestTable
+
+LOADED_REQUESTS, LOADED_SHARE = 120, 0.6
+"""Requests by which the front end of loaded servers is measured, and their rate as a share of the capacity."""
 
 SETTLE_S = 0.7
 """From the last answer of a run until the servers' counters and traces have all of it."""
@@ -129,6 +133,38 @@ def measure_idle(cluster: LiveCluster, prompt_tokens: np.ndarray) -> FrontEnd:
     return uvloop.run(measure())
 
 
+def measure_loaded(cluster: LiveCluster, case: Case, seed: int) -> float:
+    """`frontend_ms` of servers that have something to do, from requests of their own.
+
+    An idle server's is too small: of all the tokens of a step, those of the request that came last go out last.
+    Requests of the case's sizes take turns at moderate load, and what their TTFT is longer than simulated is the front
+    end's: the mean, without the tenth at either end.
+
+    Args:
+      cluster: the servers.
+      case: whose sizes and, where its load is known, whose capacity.
+      seed: of sizes and arrivals.
+
+    Raises:
+      LiveError: a request failed.
+    """
+    rng = np.random.default_rng([seed, len(case.table)])
+    rows = rng.choice(len(case.table), LOADED_REQUESTS)
+    rate = case.rate_per_s * LOADED_SHARE / (case.load or 1.0)
+    table = RequestTable.create(
+        np.cumsum(rng.exponential(1 / rate, LOADED_REQUESTS)),
+        case.table.prompt_tokens[rows],
+        case.table.output_tokens[rows],
+        name="front end",
+    )
+    probe = dataclasses.replace(case, table=table, prediction=predict(table, "oracle", seed=seed))
+    probe = probe.on(dataclasses.replace(cluster.profile, frontend_ms=0.0))
+    [simulated] = simulate_case(probe, candidates(["round-robin"]), seed).values()
+    live = replay_decisions(cluster, simulated).run.result
+    over_s = live.records.first_token_s - simulated.records.first_token_s
+    return max(0.0, 1e3 * float(trim_mean(over_s, 0.1)))
+
+
 def check_servers(urls: Sequence[str], profile: StepProfile) -> str:
     """The model that all servers serve.
 
@@ -153,14 +189,14 @@ def check_servers(urls: Sequence[str], profile: StepProfile) -> str:
     return found[0][0]
 
 
-def simulate_case(case: Case, candidates: Sequence[Candidate], seed: int) -> dict[str, RunResult]:
+def simulate_case(case: Case, routers: Sequence[Candidate], seed: int) -> dict[str, RunResult]:
     """The simulated run of each policy, by name."""
     results = {}
-    for fleet, group in by_program(case.fleet, candidates):
+    for fleet, group in by_program(case.fleet, routers):
         runs = simulate(fleet, case.table, case.prediction, [each.policy for each in group], seed=seed)
         for candidate, run in zip(group, runs, strict=True):
             results[candidate.name] = dataclasses.replace(run, policy=candidate.name)
-    return {candidate.name: results[candidate.name] for candidate in candidates}
+    return {candidate.name: results[candidate.name] for candidate in routers}
 
 
 def measure(
@@ -236,7 +272,7 @@ def compare(case: Case, simulated: RunResult, measured: Sequence[Measured]) -> C
 def run_case(
     cluster: LiveCluster,
     case: Case,
-    candidates: Sequence[Candidate],
+    routers: Sequence[Candidate],
     *,
     repeats: int,
     seed: int,
@@ -247,7 +283,7 @@ def run_case(
     Raises:
       LiveError: a request failed.
     """
-    simulated = simulate_case(case, candidates, seed)
+    simulated = simulate_case(case, routers, seed)
     measured: dict[str, list[Measured]] = {name: [] for name in simulated}
     for repeat in range(repeats):
         for name, result in simulated.items():

@@ -38,7 +38,7 @@ class Servers:
 
     Attributes:
       scheduler: of theirs.
-      profile: how fast they are, `frontend_ms` as measured.
+      profile: how fast they are, `frontend_ms` as measured at moderate load.
       frontend: what was measured on them when they were idle.
     """
 

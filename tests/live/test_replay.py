@@ -36,7 +36,7 @@ def test_requests_go_where_and_when_they_were_decided_to(serving):
     records = made.result.records
     assert (records.instance == instance).all()
     assert [len(server.seen) for server in servers] == [4, 4]
-    assert (made.late_s >= 0).all() and np.median(made.late_s) < 0.005
+    assert (made.late_s >= 0).all() and np.median(made.late_s) < 0.1
     assert records.dispatch_s == pytest.approx(due_s + made.late_s)
     assert (records.first_token_s > records.dispatch_s).all() and (records.finish_s > records.first_token_s).all()
     assert metrics.router_wait_s(made.result)[1] >= 0.2
