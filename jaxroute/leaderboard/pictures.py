@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -24,6 +25,8 @@ FULL_COLOUR_PERCENT = 30.0
 
 MOST_LINES = 6
 """Policies that are drawn as lines, the best ones; more cannot be told apart."""
+
+MOST_COLUMNS = 4
 
 DARK_TEXT, LIGHT_TEXT = "#111111", "#FFFFFF"
 GRID_COLOUR = "#E4E4E4"
@@ -55,12 +58,13 @@ def standings(board: Board) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (workload, cells) in zip(grid, panels.items(), strict=True):
-        _draw_standings(axes, cells, names)
-        axes.set_title(workload, loc="left", fontweight="bold", fontsize="medium")
+        lines = _draw_standings(axes, cells, names)
+        axes.set_title(workload, loc="left", fontweight="bold", fontsize="medium", pad=8 + 10 * lines)
     return figure
 
 
-def _draw_standings(axes: Axes, cells: Sequence[CellStandings], names: Sequence[str]) -> None:
+def _draw_standings(axes: Axes, cells: Sequence[CellStandings], names: Sequence[str]) -> int:
+    """One panel; returns the lines of text above its columns."""
     changes = np.asarray(
         [[cell.policies[name].comparison.against_reference["e2e_mean_s"].value for cell in cells] for name in names]
     )
@@ -74,7 +78,7 @@ def _draw_standings(axes: Axes, cells: Sequence[CellStandings], names: Sequence[
     axes.set_xlabel("load")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _name_blocks(axes, cells)
+    return _name_blocks(axes, cells)
 
 
 def goodput(board: Board) -> Figure:
@@ -120,17 +124,19 @@ def small(cases: Sequence[SmallCase], names: Sequence[str]) -> Figure:
 def _over_load(board: Board, label: str, value_of: object, *, share: bool) -> Figure:
     blocks = _by_block(board.cells)
     names = _drawn(board)
-    columns = min(3, len(blocks))
+    # A row for each workload, unless it has too many blocks for one.
+    columns = min(MOST_COLUMNS, max(Counter(workload for workload, _, _ in blocks).values()))
+    columns = columns if len(blocks) > columns > 1 else min(MOST_COLUMNS, len(blocks))
     rows = -(-len(blocks) // columns)
-    figure = Figure(figsize=(2.4 + 3.7 * columns, 0.6 + 2.7 * rows), layout="constrained")
+    figure = Figure(figsize=(2.6 + 3.2 * columns, 0.6 + 2.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, (place, own) in zip(grid.flat, blocks.items(), strict=False):
         loads = [cell.load for cell in own]
-        for name in names:
-            style = policy_line_style(board.names.index(name))
+        for index, name in enumerate(names):
+            style = policy_line_style(index)
             values = [value_of(cell, name) for cell in own]  # type: ignore[operator]
             axes.plot(loads, values, marker="o", ms=4, lw=1.6, label=name, **style)
-        axes.set_title("\n".join([place[0], f"{place[1]}, {place[2]}"]), fontsize="small")
+        axes.set_title("\n".join([f"{place[0]}, {place[2]}", place[1].replace("+", "\n+")]), fontsize="small")
         axes.set_xticks(loads, [f"{load:g}" for load in loads])
         tidy(axes, xlabel="load")
         if share:
@@ -172,15 +178,17 @@ def _by_workload(cells: Sequence[CellStandings]) -> dict[str, list[CellStandings
     return workloads
 
 
-def _name_blocks(axes: Axes, cells: Sequence[CellStandings]) -> None:
-    """Fleet and scheduler above their columns, and lines between them."""
-    start = 0
+def _name_blocks(axes: Axes, cells: Sequence[CellStandings]) -> int:
+    """Fleet and scheduler above their columns, and lines between them; returns the most lines of text."""
+    start = most = 0
     for number, ((_, fleet, scheduler), own) in enumerate(_by_block(cells).items()):
         if number:
             axes.axvline(start - 0.5, color=BLACK, lw=1.2)
-        name = "\n".join([*fleet.replace("+", "\n+").split("\n"), scheduler])
+        name = "\n".join([fleet.replace("+", "\n+"), scheduler])
+        most = max(most, name.count("\n") + 1)
         axes.text(start - 0.45, -0.62, name, ha="left", va="bottom", fontsize=6.5 if len(own) < 4 else 7.5)
         start += len(own)
+    return most
 
 
 def _label_log_y(axes: Axes) -> None:

@@ -117,7 +117,7 @@ class Board:
       cells: all cells.
       capacities: all blocks whose capacity was measured.
       overall: by policy, the best first: by mean rank of the mean E2E.
-      names: policies in the order in which they were asked for, which is that of their colours.
+      names: policies in the order in which they were asked for.
     """
 
     measured: Measured

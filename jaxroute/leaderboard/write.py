@@ -94,8 +94,8 @@ def _sections(board: Board, settings: Settings, notes: Sequence[str], figures: M
         text = (
             f"The highest load at which {100 * ATTAINMENT:g} % of the requests are served so, by bisection over "
             f"{len(settings.capacity_levels)} loads from {settings.capacity_levels[0]:g} to {top:g} with common seeds, "
-            "each seed by itself; the mean over the seeds, 0 where the lowest load is too much. Coloured where the paired "
-            "difference to round robin leaves out 0."
+            "each seed by itself; the mean over the seeds, 0 where the lowest load is too much. Coloured where the "
+            "paired difference to round robin leaves out 0."
         )
         sections.append(Section("Highest load within the objective", [text], [], [capacity_table(board)]))
     sections.append(
