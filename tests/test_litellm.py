@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -59,15 +59,18 @@ async def until(condition: Any, seconds: float = 15.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def run(test: Any) -> None:
-    asyncio.run(asyncio.wait_for(test, 60))
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.Runner]:
+    """One for all tests: what tells of requests' ends belongs to the first loop that LiteLLM meets."""
+    with asyncio.Runner() as runner:
+        yield runner
 
 
 def in_flight(strategy: JaxrouteStrategy) -> list[int]:
     return [each.in_flight for each in strategy._core.dispatcher.status()]
 
 
-def test_requests_go_where_the_core_says_and_their_ends_are_heard_of() -> None:
+def test_requests_go_where_the_core_says_and_their_ends_are_heard_of(loop: asyncio.Runner) -> None:
     async def test() -> None:
         servers = [FakeVllm() for _ in range(3)]
         async with routing(servers) as (router, strategy):
@@ -78,10 +81,10 @@ def test_requests_go_where_the_core_says_and_their_ends_are_heard_of() -> None:
             await until(lambda: counts["ended finished"] == 6)
             assert in_flight(strategy) == [0, 0, 0]
 
-    run(test())
+    loop.run(asyncio.wait_for(test(), 60))
 
 
-def test_a_stream_counts_until_its_end() -> None:
+def test_a_stream_counts_until_its_end(loop: asyncio.Runner) -> None:
     async def test() -> None:
         async with routing([FakeVllm(speed=1)]) as (router, strategy):
             stream = await router.acompletion(**ASK, max_tokens=30, stream=True)
@@ -90,10 +93,10 @@ def test_a_stream_counts_until_its_end() -> None:
             await until(lambda: in_flight(strategy) == [0])
             assert strategy._core.dispatcher.brain.counts["ended finished"] == 1
 
-    run(test())
+    loop.run(asyncio.wait_for(test(), 60))
 
 
-def test_a_failing_server_is_left_for_another() -> None:
+def test_a_failing_server_is_left_for_another(loop: asyncio.Runner) -> None:
     async def test() -> None:
         servers = [FakeVllm() for _ in range(2)]
         async with routing(servers) as (router, strategy):
@@ -103,10 +106,10 @@ def test_a_failing_server_is_left_for_another() -> None:
             assert len(servers[1].bodies) == 4
             await until(lambda: in_flight(strategy) == [0, 0])
 
-    run(test())
+    loop.run(asyncio.wait_for(test(), 60))
 
 
-def test_only_deployments_of_the_model_are_chosen() -> None:
+def test_only_deployments_of_the_model_are_chosen(loop: asyncio.Runner) -> None:
     async def test() -> None:
         servers = [FakeVllm() for _ in range(3)]
         async with routing(servers, "mxm") as (router, _):
@@ -114,10 +117,10 @@ def test_only_deployments_of_the_model_are_chosen() -> None:
                 await router.acompletion(**ASK, max_tokens=2)
             assert [len(server.bodies) for server in servers] == [2, 0, 2]
 
-    run(test())
+    loop.run(asyncio.wait_for(test(), 60))
 
 
-def test_without_a_server_there_is_an_error_of_litellm() -> None:
+def test_without_a_server_there_is_an_error_of_litellm(loop: asyncio.Runner) -> None:
     async def test() -> None:
         server = FakeVllm()
         async with routing([server]) as (router, strategy):
@@ -126,10 +129,10 @@ def test_without_a_server_there_is_an_error_of_litellm() -> None:
                 await router.acompletion(**ASK, max_tokens=2)
             assert in_flight(strategy) == [0]
 
-    run(test())
+    loop.run(asyncio.wait_for(test(), 60))
 
 
-def test_a_stream_that_is_left_is_forgotten_in_time() -> None:
+def test_a_stream_that_is_left_is_forgotten_in_time(loop: asyncio.Runner) -> None:
     async def test() -> None:
         async with routing([FakeVllm(speed=1)], timeouts=Timeouts(answer_s=0.5), limits=Limits()) as (router, strategy):
             stream = await router.acompletion(**ASK, max_tokens=500, stream=True)
@@ -139,7 +142,7 @@ def test_a_stream_that_is_left_is_forgotten_in_time() -> None:
             await until(lambda: in_flight(strategy) == [0])
             assert strategy._core.dispatcher.brain.counts["ended expired"] == 1
 
-    run(test())
+    loop.run(asyncio.wait_for(test(), 60))
 
 
 def test_a_deployment_without_an_address_is_refused() -> None:

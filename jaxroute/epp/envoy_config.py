@@ -42,6 +42,8 @@ def envoy_config(
     """
     if full_duplex and fail_open:
         raise InputError("full duplex: Envoy cannot go on without a picker that has the body; fail closed")
+    if full_duplex and not token_events:
+        raise InputError("full duplex: both bodies pass the picker; leave out --no-token-events")
     processor = _processor(config, fail_open, full_duplex, token_events)
     picker = config.listen
     clusters = [_servers(config), _cluster("jaxroute", "STRICT_DNS", [(picker.host, picker.port)], http2=True)]
@@ -85,16 +87,19 @@ def _processor(config: ServeConfig, fail_open: bool, full_duplex: bool, token_ev
     if full_duplex:
         bodies = dict.fromkeys(("request_body_mode", "response_body_mode"), "FULL_DUPLEX_STREAMED")
         mode |= {**bodies, "request_trailer_mode": "SEND", "response_trailer_mode": "SEND"}
+    elif token_events:
+        # The body comes with the headers, which saves a round trip; none of it goes on before they are answered.
+        mode |= dict.fromkeys(("request_body_mode", "response_body_mode"), "STREAMED")
     else:
-        mode |= {"request_body_mode": "BUFFERED", "response_body_mode": "STREAMED"}
-    if not token_events:
-        mode |= {"response_body_mode": "NONE", "response_trailer_mode": "SKIP"}
+        # With a streamed body Envoy would end the exchange at the headers of the answer, not at its end.
+        mode |= {"request_body_mode": "BUFFERED", "response_body_mode": "NONE"}
     return {
         "@type": _type("filters.http.ext_proc.v3.ExternalProcessor"),
         "grpc_service": {"envoy_grpc": {"cluster_name": "jaxroute"}},
         "failure_mode_allow": fail_open,
         "status_on_error": {"code": "ServiceUnavailable"},
         "processing_mode": mode,
+        "send_body_without_waiting_for_header_response": mode["request_body_mode"] == "STREAMED",
         "message_timeout": ANSWER_TIMEOUT,
         "max_message_timeout": _seconds(config.limits.wait_s + 5),
         "response_attributes": ["upstream.address"],

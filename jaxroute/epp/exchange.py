@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
@@ -40,7 +41,8 @@ class Exchange:
           write: sends a message.
         """
         self._desk, self._core, self._visits = desk, desk.core, desk.core.visits
-        self._read_one, self._write = read, write
+        self._read_one, self._write_one = read, write
+        self._writing: asyncio.Task[None] | None = None
         self._start_s = time.monotonic()
         self._next: asyncio.Task[Any] | None = None
         self._placed: tuple[Visit, Backend] | None = None
@@ -58,6 +60,19 @@ class Exchange:
             if self._next is not None:
                 self._next.cancel()
             self._close()
+        if self._writing is not None:
+            await self._writing
+
+    async def _write(self, message: Any) -> None:
+        """Sends a message while the next one is awaited; the one before has been sent."""
+        if self._writing is not None:
+            await self._writing
+        self._writing = asyncio.create_task(self._send(message))
+
+    async def _send(self, message: Any) -> None:
+        with contextlib.suppress(grpc.aio.UsageError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            # Who is not there any more is told nothing; reading says so.
+            await self._write_one(message)
 
     async def _read(self) -> Any:
         if self._next is None:
