@@ -50,6 +50,8 @@ class JaxrouteStrategy(CustomRoutingStrategyBase, CustomLogger):
           InputError: a deployment without an address, or an option that is wrong.
         """
         super().__init__()
+        # LiteLLM takes loggers of one class for the same one, unless a public attribute differs.
+        self.jaxroute_id = uuid.uuid4().hex
         self._deployments: dict[str, dict[str, Any]] = {}
         configs: list[BackendConfig] = []
         for each in _deployments(router):
@@ -64,7 +66,7 @@ class JaxrouteStrategy(CustomRoutingStrategyBase, CustomLogger):
         self._starting: asyncio.Task[None] | None = None
         self._placed: dict[str, tuple[Visit, Backend, asyncio.TimerHandle]] = {}
         litellm.callbacks.append(self)
-        # By its name before LiteLLM 1.100.
+        # By its older name, where there is no newer one.
         (getattr(router, "register_plugin", None) or router.set_custom_routing_strategy)(self)
 
     async def async_get_available_deployment(
@@ -136,7 +138,8 @@ class JaxrouteStrategy(CustomRoutingStrategyBase, CustomLogger):
             self._core.visits.done(visit, backend.name, status, 0, outcome=reason)
 
     async def close(self) -> None:
-        """Looks after the servers no more."""
+        """Looks after the servers no more, and hears of no request any more."""
+        litellm.logging_callback_manager.remove_callback_from_all_lists(self)
         for id in list(self._placed):
             self._forget(id, "closed")
         self._core.dispatcher.close()

@@ -48,7 +48,7 @@ async def routing(
         yield router, strategy
     finally:
         await strategy.close()
-        litellm.callbacks.remove(strategy)
+        assert strategy not in litellm.callbacks
         for server in servers:
             await server.stop()
 
