@@ -38,7 +38,7 @@ class Epp(Serve):
 
     token_events: Annotated[bool, tyro.conf.arg(help_behavior_hint="default: --token-events")] = True
     """Whether the picker sees every piece of an answer and knows how far each stream is; otherwise it estimates that,
-    at less than half the cost."""
+    and has three messages a request to answer instead of one more for each token."""
 
     def run(self) -> None:
         """Runs it."""

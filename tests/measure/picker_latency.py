@@ -74,7 +74,7 @@ async def one(stub: ExternalProcessorStub, times: list[tuple[float, float]]) -> 
     answer = await call.read()
     now = time.perf_counter()
     if not answer.HasField("request_body"):
-        raise SystemExit(f"not placed: {answer}")
+        raise RuntimeError(f"not placed: {answer}")
     times.append((now - sent, now - started))
     await call.write(ANSWERED)
     await call.read()
