@@ -87,19 +87,16 @@ def _processor(config: ServeConfig, fail_open: bool, full_duplex: bool, token_ev
     if full_duplex:
         bodies = dict.fromkeys(("request_body_mode", "response_body_mode"), "FULL_DUPLEX_STREAMED")
         mode |= {**bodies, "request_trailer_mode": "SEND", "response_trailer_mode": "SEND"}
-    elif token_events:
-        # The body comes with the headers, which saves a round trip; none of it goes on before they are answered.
-        mode |= dict.fromkeys(("request_body_mode", "response_body_mode"), "STREAMED")
     else:
-        # With a streamed body Envoy would end the exchange at the headers of the answer, not at its end.
-        mode |= {"request_body_mode": "BUFFERED", "response_body_mode": "NONE"}
+        # Buffered, so that servers get the body with its length, not in chunks; and where answers are not shown, Envoy
+        # tells of their end by that of the exchange, which it would not after a streamed body.
+        mode |= {"request_body_mode": "BUFFERED", "response_body_mode": "STREAMED" if token_events else "NONE"}
     return {
         "@type": _type("filters.http.ext_proc.v3.ExternalProcessor"),
         "grpc_service": {"envoy_grpc": {"cluster_name": "jaxroute"}},
         "failure_mode_allow": fail_open,
         "status_on_error": {"code": "ServiceUnavailable"},
         "processing_mode": mode,
-        "send_body_without_waiting_for_header_response": mode["request_body_mode"] == "STREAMED",
         "message_timeout": ANSWER_TIMEOUT,
         "max_message_timeout": _seconds(config.limits.wait_s + 5),
         "response_attributes": ["upstream.address"],
