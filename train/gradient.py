@@ -218,7 +218,7 @@ def update(
         groups=groups,
         update=state.update + 1,
     )
-    return after, _metrics(learner, groups, windows, value_loss, explained, optax.global_norm(gradient))
+    return after, _metrics(learner, groups, windows, value_loss, explained, optax.tree.norm(gradient))
 
 
 def window_cost(

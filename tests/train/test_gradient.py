@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from jaxroute.errors import InputError
 from jaxroute.policies.folder import read_policy
@@ -20,7 +21,6 @@ from jaxroute.train.config import GradientConfig, RewardConfig, TrainConfig
 from jaxroute.train.gradient_window import play_window
 from jaxroute.train.load_config import load_config
 from jaxroute.train.loop import Training
-from train import tiny
 
 SMALL = GradientConfig(total_steps=24 * 4 * 128, window=128, rows=48, critic_passes=4, learning_rate=0.02)
 STARVED = Fleet((dataclasses.replace(tiny.V100, max_num_seqs=8),) * 2, ("chunked",) * 2)
