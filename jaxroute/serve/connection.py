@@ -27,7 +27,7 @@ class SilentError(TimeoutError):
     """Nothing came for too long."""
 
 
-class GivenUpError(Exception):
+class GivenUpError(ConnectionLostError):
     """Somebody said not to wait any longer."""
 
 

@@ -13,6 +13,9 @@ from jaxroute.serve.connection import Connection
 KEEP_ALIVE_S = 4.0
 """That an idle connection is kept: vLLM closes its own after 5 s."""
 
+AT_ONCE = 32
+"""Connections to one server that are being made at a time: of a thousand at once, all would be late."""
+
 Place = tuple[str, ssl.SSLContext | bool]
 """Root of a server, and how its certificate is checked."""
 
@@ -23,6 +26,7 @@ class Pool:
     def __init__(self, connect_s: float) -> None:
         self._connect_s = connect_s
         self._idle: dict[Place, list[Connection]] = {}
+        self._turns: dict[Place, asyncio.Semaphore] = {}
         self._sweeping: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -33,12 +37,22 @@ class Pool:
           OSError: none can be made.
           TimeoutError: not in time.
         """
+        if not fresh and (connection := self._youngest(place)) is not None:
+            return connection
+        async with self._turns.setdefault(place, asyncio.Semaphore(AT_ONCE)):
+            # One may have become idle while this one waited for its turn.
+            return (None if fresh else self._youngest(place)) or await self._connect(place)
+
+    def _youngest(self, place: Place) -> Connection | None:
         idle = self._idle.get(place)
-        while idle and not fresh:
+        while idle:
             connection = idle.pop()
             if connection.is_idle and time.monotonic() - connection.idle_since < KEEP_ALIVE_S:
                 return connection
             connection.close()
+        return None
+
+    async def _connect(self, place: Place) -> Connection:
         root, tls = place
         url = URL(root)
         assert url.host is not None and url.port is not None

@@ -178,6 +178,9 @@ class Proxy:
         except BaseException as gone:
             visits.aborted(visit, backend)
             if not isinstance(gone, ClientGoneError):
+                if response.prepared and request.transport is not None:
+                    # No second answer within the first one.
+                    request.transport.abort()
                 raise
         else:
             prompt_tokens = counter.prompt_tokens
