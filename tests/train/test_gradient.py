@@ -16,14 +16,14 @@ import tiny
 from jaxroute.errors import InputError
 from jaxroute.policies.folder import read_policy
 from jaxroute.simulate import Fleet
-from jaxroute.train import gradient, run_folder
+from jaxroute.train import gradient, gradient_stage, run_folder
 from jaxroute.train.config import GradientConfig, RewardConfig, TrainConfig
 from jaxroute.train.gradient_window import play_window
 from jaxroute.train.load_config import load_config
 from jaxroute.train.loop import Training
 
 SMALL = GradientConfig(total_steps=24 * 4 * 128, window=128, rows=48, critic_passes=4, learning_rate=0.02)
-STARVED = Fleet((dataclasses.replace(tiny.V100, max_num_seqs=8),) * 2, ("chunked",) * 2)
+UNEVEN = Fleet((tiny.V100, tiny.H100), ("chunked",) * 2)
 
 
 def config_of(own: GradientConfig = SMALL) -> TrainConfig:
@@ -32,10 +32,10 @@ def config_of(own: GradientConfig = SMALL) -> TrainConfig:
 
 
 @pytest.mark.parametrize("estimator", ["gumbel", "expected"])
-def test_a_few_updates_learn_to_balance_two_servers(estimator: str) -> None:
+def test_a_few_updates_learn_which_server_is_the_fast_one(estimator: str) -> None:
     """From an indifferent policy, whose draws are those of random routing; the same noise before and after."""
     config = config_of(dataclasses.replace(SMALL, estimator=estimator))
-    env, params = tiny.five_task_lanes(STARVED, 4, requests=40, rate=6.0)
+    env, params = tiny.five_task_lanes(UNEVEN, 4, requests=40, rate=6.0)
     learner = gradient.make_learner(config, (env,))
     start = gradient.initial_state(learner, (params,), jax.random.key(0))
     step = jax.jit(partial(gradient.update, learner))
@@ -46,7 +46,7 @@ def test_a_few_updates_learn_to_balance_two_servers(estimator: str) -> None:
     judge = jax.jit(partial(mean_reward, learner, params, start))
     before = judge(start.policy, state.scales.fixed())
     after = judge(state.policy, state.scales.fixed())
-    assert float(after) > 0.97 * float(before)
+    assert float(after) > 0.8 * float(before)
     assert float(metrics.gradient_norm) > 0
     assert float(metrics.entropy) < 0.68
 
@@ -69,7 +69,10 @@ def mean_reward(
     return jnp.mean(jax.lax.map(one, keys))
 
 
-def test_a_run_is_validated_exported_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_run_is_validated_exported_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradient_stage, "CALL_STEPS", 2 * 2 * 4 * 32)
     config = load_config(
         "smoke",
         [
