@@ -27,7 +27,7 @@ def test_values_out_of_range_are_named_with_what_they_must_be(override: str, mes
 
 
 def test_there_must_be_something_to_train() -> None:
-    with pytest.raises(InputError, match=r"ppo.total_steps is 0, must be above 0, or gradient.total_steps or evolution"):
+    with pytest.raises(InputError, match=r"ppo.total_steps is 0, must be above 0, or gradient.total_steps or evo"):
         load_config("smoke", ["ppo.total_steps=0", "evolution.generations=0"])
     assert load_config("smoke", ["ppo.total_steps=0"]).evolution.generations == 3
     assert load_config("smoke", ["evolution.generations=0", "fleets.0.spf_edges=[64, 256]"]).ppo.total_steps == 768
