@@ -79,7 +79,7 @@ def latency_cdf(results: Sequence[RunResult]) -> Figure:
     quantities = (("end-to-end latency (s)", metrics.e2e_s), ("time to first token (s)", metrics.ttft_s))
     for axes, (label, quantity) in zip(panels, quantities, strict=True):
         for index, result in enumerate(results):
-            seconds, share = _distribution(quantity(result))
+            seconds, share = distribution(quantity(result))
             axes.plot(seconds, share, drawstyle="steps-post", lw=1.8, label=result.policy, **policy_line_style(index))
         axes.set_xscale("log")
         axes.set_ylim(0, 1.01)
@@ -96,19 +96,19 @@ def queue_lengths(result: RunResult) -> Figure:
     Raises:
       InputError: the run has no timeline.
     """
-    timeline = _timeline(result)
+    timeline = timeline_of(result)
     count = result.instances
-    figure = Figure(figsize=_stack_size(count + 1), layout="constrained")
+    figure = Figure(figsize=stack_size(count + 1), layout="constrained")
     router, *panels = figure.subplots(count + 1, 1, sharex=True)
-    time_s, queue, running, waiting = _thinned(timeline, result.dt_s)
+    time_s, queue, running, waiting = thinned(timeline, result.dt_s)
     router.fill_between(time_s, queue, step="post", color=VERMILLION, lw=0, label="held at the router")
-    _name_panel(router, "router")
+    name_panel(router, "router")
     for instance, axes in enumerate(panels):
         total = running[:, instance] + waiting[:, instance]
         axes.fill_between(time_s, running[:, instance], step="post", color=SKY, lw=0, label="running")
         axes.fill_between(time_s, running[:, instance], total, step="post", color=ORANGE, lw=0, label="waiting")
         axes.set_ylim(0, 1.05 * max(1, (running + waiting).max()))
-        _name_panel(axes, f"instance {instance}")
+        name_panel(axes, f"instance {instance}")
     router.set_ylim(0, 1.05 * max(1, queue.max()))
     for axes in (router, *panels):
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -131,16 +131,16 @@ def step_timeline(result: RunResult, start_s: float, end_s: float) -> Figure:
     Raises:
       InputError: the run has no timeline, or the window is empty.
     """
-    timeline = _timeline(result)
+    timeline = timeline_of(result)
     if not start_s < end_s:
         raise InputError(f"the window from {start_s} s to {end_s} s is empty: give an end after the start")
-    figure = Figure(figsize=_stack_size(result.instances), layout="constrained")
+    figure = Figure(figsize=stack_size(result.instances), layout="constrained")
     lanes = figure.subplots(result.instances, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     shown = (timeline.step_start_s < end_s) & (timeline.step_start_s + timeline.step_duration_s > start_s)
     dense = np.count_nonzero(shown) > MAX_OUTLINED_STEPS * result.instances
     for instance, axes in enumerate(lanes):
-        _draw_steps(axes, timeline, shown & (timeline.step_instance == instance), outlined=not dense)
-        _name_panel(axes, f"instance {instance}")
+        draw_steps(axes, timeline, shown & (timeline.step_instance == instance), outlined=not dense)
+        name_panel(axes, f"instance {instance}")
         tidy(axes)
     longest_ms = 1e3 * timeline.step_duration_s[shown].max(initial=1e-3)
     lanes[0].set(xlim=(start_s, end_s), ylim=(0, 1.25 * longest_ms))
@@ -248,7 +248,7 @@ def _label_percent_axis(axes: Axes) -> None:
     axes.set_yticks([], minor=True)
 
 
-def _draw_steps(axes: Axes, timeline: Timeline, shown: np.ndarray, outlined: bool) -> None:
+def draw_steps(axes: Axes, timeline: Timeline, shown: np.ndarray, outlined: bool) -> None:
     """One rectangle per shown step, a collection per kind, and a triangle over each that preempted.
 
     A white outline parts neighbouring steps; where they are a pixel wide it would hide them.
@@ -267,13 +267,18 @@ def _draw_steps(axes: Axes, timeline: Timeline, shown: np.ndarray, outlined: boo
     axes.plot(middle, top, linestyle="", marker=7, ms=6, color=BLACK)
 
 
-def _timeline(result: RunResult) -> Timeline:
+def timeline_of(result: RunResult) -> Timeline:
+    """The run's timeline.
+
+    Raises:
+      InputError: it has none.
+    """
     if result.timeline is None:
         raise InputError(f"{result.policy}: the run has no timeline: simulate with the timeline recorded")
     return result.timeline
 
 
-def _distribution(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distribution(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The values in order and the share of all that each one reaches, thinned to at most `MAX_POINTS`."""
     seconds = np.sort(seconds)
     share = np.arange(1, len(seconds) + 1) / len(seconds)
@@ -281,7 +286,7 @@ def _distribution(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return seconds[kept], share[kept]
 
 
-def _thinned(timeline: Timeline, dt_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def thinned(timeline: Timeline, dt_s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Edges in seconds [t + 1], then router queue [t + 1], running and waiting [t + 1, I] from each edge on.
 
     Over `MAX_POINTS` intervals are binned and the largest of each bin kept; the last edge, where the run ends, repeats
@@ -307,12 +312,13 @@ def label_log_axis(axes: Axes) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _stack_size(panels: int) -> tuple[float, float]:
+def stack_size(panels: int) -> tuple[float, float]:
     """Inches of a figure of stacked panels, which get lower where there are many."""
     return 10, 1.4 + panels * min(1.05, max(0.5, 7 / panels))
 
 
-def _name_panel(axes: Axes, name: str) -> None:
+def name_panel(axes: Axes, name: str) -> None:
+    """The name of one of several stacked panels, to its left."""
     axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=12)
 
 

@@ -43,7 +43,7 @@ def test_cdf_reaches_each_latency_at_its_share_of_the_requests():
 
 
 def test_cdf_of_many_requests_is_thinned_but_keeps_its_ends():
-    seconds, share = plots._distribution(np.arange(100_000.0)[::-1])
+    seconds, share = plots.distribution(np.arange(100_000.0)[::-1])
     assert (len(seconds), seconds[0], seconds[-1], share[-1]) == (plots.MAX_POINTS, 0, 99_999, 1)
     np.testing.assert_allclose(share, (seconds + 1) / 100_000)
 
@@ -74,7 +74,7 @@ def test_long_queues_are_binned_by_their_largest_value():
     timeline = dataclasses.replace(
         small_timeline(), time_s=np.arange(count) * 0.5, router_queue=queue, running=sides, waiting=sides
     )
-    time_s, binned, running, _ = plots._thinned(timeline, dt_s=0.5)
+    time_s, binned, running, _ = plots.thinned(timeline, dt_s=0.5)
     assert len(time_s) == len(binned) == len(running) <= plots.MAX_POINTS + 1
     assert (time_s[1], binned[1], binned.sum(), time_s[-1]) == (2.0, 7, 7, count * 0.5)
 
