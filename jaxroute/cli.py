@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.export import Export
     from jaxroute.commands.fidelity import Fidelity
     from jaxroute.commands.leaderboard import Leaderboard
+    from jaxroute.commands.paper import Paper
     from jaxroute.commands.predictor import Predictor
     from jaxroute.commands.profile import Profile
     from jaxroute.commands.profiles import Profiles
@@ -41,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         "simulate": Simulate,
         "evaluate": Evaluate,
         "leaderboard": Leaderboard,
+        "paper": Paper,
         "train": Train,
         "curves": Curves,
         "export": Export,
@@ -60,14 +63,25 @@ def main(arguments: list[str] | None = None) -> None:
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="jaxroute", description="Request routing for LLM serving, simulated in JAX.", args=arguments
     )
+    begin_ns = time.time_ns()
     try:
         command.run()
     except InputError as error:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"jaxroute: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("jaxroute: interrupted; nothing was written")
+        said = f"jaxroute: interrupted; {_left(getattr(command, 'out', None), begin_ns)}"
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(said)
         sys.exit(130)
+
+
+def _left(out: Path | None, begin_ns: int) -> str:
+    """What an interrupted command leaves behind."""
+    folder = out if out is not None and out.is_dir() else None
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder else []
+    if any(path.stat().st_mtime_ns >= begin_ns for path in files):
+        return f"{folder} holds what was done until then"
+    return "nothing was written"
 
 
 def _set_up_jax() -> None:

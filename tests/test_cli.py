@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxroute.cli import main
+from jaxroute.commands.simulate import Simulate
 from jaxroute.profiles import load_profile
 
 V100 = "v100-32gb-llama2-7b"
@@ -286,3 +287,25 @@ def test_help_names_every_command(command: list[str]) -> None:
     script = [sys.executable, "-m", "jaxroute.cli", *command, "--help"]
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     assert "usage: jaxroute" in done.stdout
+
+
+@pytest.mark.parametrize("wrote", [False, True])
+def test_an_interruption_says_truly_whether_something_was_written(
+    wrote: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "earlier").write_text("of another run")
+    os.utime(out / "earlier", (1.0, 1.0))
+
+    def interrupted(_: Simulate) -> None:
+        if wrote:
+            (out / "some").write_text("of this run")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Simulate, "run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        simulate(tmp_path)
+    assert stop.value.code == 130
+    said = f"{out} holds what was done until then" if wrote else "nothing was written"
+    assert capsys.readouterr().err == f"jaxroute: interrupted; {said}\n"
