@@ -1,0 +1,117 @@
+"""The policies that are trained for the report, each when a part first asks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxroute.output import atomic_path
+from jaxroute.paper.part import Context, Unavailable
+
+if TYPE_CHECKING:
+    from jaxroute.train.config import TrainConfig
+
+FINISHED = "finished"
+"""File in the folder of a run that has come to its end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A training run.
+
+    Attributes:
+      config: name of a shipped configuration.
+      overrides: in place of the configuration's values.
+      steps: key of the router intervals to train for.
+      effort: that many times what the report trains for.
+    """
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    steps: str = "ppo.total_steps"
+    effort: float = 1.0
+
+    def settings(self, name: str, steps: int) -> tuple[str, ...]:
+        """What `jaxroute train --set` is given."""
+        return (f"name={name}", *self.overrides, f"{self.steps}={round(self.effort * steps)}")
+
+    def command(self, name: str, steps: int) -> str:
+        """The command that trains it alone."""
+        return f"jaxroute train --config {self.config} --set {' '.join(self.settings(name, steps))} --out RUN"
+
+
+GUIDANCE = {"guided": "decaying", "aware": "constant", "baseline": "none"}
+"""The paper's names of its variants, and how the mixing penalty is weighted in each."""
+
+ON_A100 = (
+    'fleets.0.profiles=["a100-80gb-llama31-8b"]',
+    'fleets.0.schedulers=["prefill-first","chunked"]',
+    "fleets.0.dt=0.01",
+)
+EIGHT = ("fleets.0.instances=8", "fleets.0.lanes=16", "fleets.0.dt=0.01")
+
+
+def _variants() -> dict[str, Variant]:
+    found = {}
+    for ending, more in (("", ()), ("-a100", ON_A100), ("-8", EIGHT)):
+        for name, guidance in GUIDANCE.items():
+            found[name + ending] = Variant("five-task", (f"reward.guidance={guidance}", *more))
+    return found | {"dqn": Variant("dqn", steps="dqn.total_steps")}
+
+
+VARIANTS: dict[str, Variant] = _variants()
+"""By name: the three of the paper on its four V100; `-a100` and `-8` are those that are trained again for other servers
+and for eight, as the paper does; `dqn` is the paper's own algorithm."""
+
+
+def trained(context: Context, name: str) -> Path:
+    """The run folder of a variant, see `Context.trained`."""
+    from jaxroute.train.load_config import load_config, shipped_configs, to_toml
+
+    variant = VARIANTS[name]
+    if variant.config not in shipped_configs():
+        raise Unavailable(f"{name}: left out, this version has no configuration {variant.config} to train it by")
+    config = load_config(variant.config, variant.settings(name, context.effort.train_steps))
+    digest = hashlib.sha256(to_toml(config).encode()).hexdigest()[:8]
+    folder = context.out / "trained" / f"{name}-{digest}"
+    if not (folder / FINISHED).exists():
+        context.report(f"training {name}: {variant.command(name, context.effort.train_steps)}")
+        _train(config, folder, context.report)
+        with atomic_path(folder / FINISHED) as temporary:
+            temporary.write_text(variant.command(name, context.effort.train_steps) + "\n", encoding="utf-8")
+    return folder
+
+
+class _Watcher:
+    """Reports every validation."""
+
+    def __init__(self, name: str, report: Callable[[str], None]) -> None:
+        self._name, self._report = name, report
+
+    def moved(self, stage: str, done: int, total: int, gain: float) -> None:
+        """See `jaxroute.train.loop.Watcher.moved`."""
+
+    def said(self, text: str) -> None:
+        """See `jaxroute.train.loop.Watcher.said`."""
+        self._report(f"training {self._name}: {text}")
+
+
+def _train(config: TrainConfig, folder: Path, report: Callable[[str], None]) -> None:
+    """Begins a run, or goes on with it.
+
+    Raises:
+      KeyboardInterrupt: it was asked to stop, and has saved.
+    """
+    from jaxroute.train import run_folder
+    from jaxroute.train.interrupt import stop_requests
+    from jaxroute.train.loop import Training
+
+    with stop_requests() as stop:
+        training = Training(config, folder, _Watcher(config.name, report))
+        if not (folder / run_folder.CONFIG).exists():
+            run_folder.begin(folder, config)
+        if not training.run(stop):
+            raise KeyboardInterrupt
