@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxroute.devices import AXIS
+from jaxroute.devices import lane_sharding, on_host, placed, whole_sharding
 from jaxroute.env_types import EnvParams
 from jaxroute.policies.network import FeatureScales
 from jaxroute.train.config import TrainConfig
@@ -57,13 +57,13 @@ class EvolutionStage:
         self._config = config
         self._learner = learner
         self._mesh = mesh
-        self._whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._whole = whole_sharding(mesh)
         self._params = tuple(group.params for group in groups)
         self._evolver = make_evolver(config.evolution, learner.envs, learner.network)
-        spread = jax.device_put(self._params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))
-        known = [references(env, own, mesh=mesh) for env, own in zip(learner.envs, spread, strict=True)]
-        self._reference = jax.device_put(jax.device_get(tuple(known)), self._whole)
-        self._everywhere = jax.device_put(self._params, self._whole)
+        spread = placed(self._params, lane_sharding(mesh))
+        known = on_host(tuple(references(env, own, mesh=mesh) for env, own in zip(learner.envs, spread, strict=True)))
+        self._reference = placed(known, self._whole)
+        self._everywhere = placed(self._params, self._whole)
         self.total = config.evolution.generations
         self._steps_before = config.steps_of_an_update * learner.updates if config.ppo.total_steps else 0
         self._per_generation = (
@@ -71,7 +71,7 @@ class EvolutionStage:
             * config.evolution.pairs
             * sum(
                 float(np.sum(np.mean(each.makespan, axis=1))) / fleets.dt
-                for each, fleets in zip(jax.device_get(known), config.fleets, strict=True)
+                for each, fleets in zip(known, config.fleets, strict=True)
             )
         )
 
@@ -90,21 +90,17 @@ class EvolutionStage:
 
     def placed(self, state: tuple[EvolutionState, jax.Array]) -> tuple[EvolutionState, jax.Array]:
         """See `Stage.placed`."""
-        return jax.device_put(state, self._whole)
+        return placed(state, self._whole)
 
     def advance(self, state: tuple[EvolutionState, jax.Array], count: int) -> tuple[Any, Any]:
         """See `Stage.advance`."""
         own, seed = state
-        # Placed anew, so that every call finds its arguments where the first did and is not compiled again.
         own, progress = run_generations(
-            self._evolver,
-            self._everywhere,
-            self._reference,
-            jax.device_put(own, self._whole),
-            mesh=self._mesh,
-            count=count,
+            self._evolver, self._everywhere, self._reference, own, mesh=self._mesh, count=count
         )
-        return (own, seed), jax.tree.map(lambda leaf: leaf[:, None], jax.device_get(progress))
+        # Placed anew, so that every call finds its arguments where the first did and is not compiled again.
+        own = placed(own, self._whole)
+        return (own, seed), jax.tree.map(lambda leaf: leaf[:, None], on_host(progress))
 
     def check(self, state: Any, metrics: Any, done: int, collapsed: list[int]) -> list[int]:
         """See `Stage.check`; ranks of costs keep evolution from a collapse."""

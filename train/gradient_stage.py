@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxroute.devices import AXIS
+from jaxroute.devices import lane_sharding, placed
 from jaxroute.policies.network import FeatureScales
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.decode import deterministic
@@ -43,7 +43,7 @@ class GradientStage:
         self._learner = make_learner(config, tuple(group.env for group in groups))
         self._mesh = mesh
         self._params = tuple(group.params for group in groups)
-        self._spread = jax.device_put(self._params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))
+        self._spread = placed(self._params, lane_sharding(mesh))
         self._per_update = steps_of_an_update(config)
         self.total = self._learner.updates
         self.per_call = call_length(self.total, CALL_STEPS // (self._per_update * config.seeds))
@@ -73,7 +73,7 @@ class GradientStage:
             state_specs(state),
             is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
         )
-        return jax.device_put(state, shardings)
+        return placed(state, shardings)
 
     def advance(self, state: GradientState, count: int) -> tuple[GradientState, Any]:
         """See `Stage.advance`; the state that is handed in is used up."""

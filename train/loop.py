@@ -15,12 +15,13 @@ from jaxroute.train import run_folder
 from jaxroute.train.best import Best, better, write_best
 from jaxroute.train.checkpoint import Checkpoints
 from jaxroute.train.config import TrainConfig
+from jaxroute.train.distributed import agreed, check_same, is_first
 from jaxroute.train.evolution_stage import EvolutionStage
 from jaxroute.train.gradient import gradient_updates
 from jaxroute.train.gradient_stage import GradientStage
 from jaxroute.train.ppo import initial_state, make_learner
 from jaxroute.train.ppo_stage import PpoStage
-from jaxroute.train.scalars import FILE, VALID, Row, Scalars
+from jaxroute.train.scalars import FILE, VALID, Row, Scalars, Unwritten
 from jaxroute.train.scenarios import make_groups
 from jaxroute.train.stage import Candidate, Stage, State, devices_for, is_validated
 from jaxroute.train.validation import Figures, Validator
@@ -36,11 +37,13 @@ class Watcher(Protocol):
         """After every call; `gain` is above 0 where the policy is better than round robin (or the twin)."""
 
     def said(self, text: str) -> None:
-        """A line, at every validation."""
+        """A line, at every validation, and about the run as a whole."""
 
 
 class Training:
     """A run that can be stopped after any call and goes on from there as if nothing had been.
+
+    Of several processes (see `distributed`) each has the whole of it; the first writes, all take part in checkpoints.
 
     Attributes:
       best: the best validated policy so far.
@@ -56,6 +59,7 @@ class Training:
         self._out = out
         self._watcher = watcher
         self._groups = make_groups(config)
+        check_same("fleets and workloads", [group.params for group in self._groups])
         self._mesh = lane_mesh(devices_for(config))
         self._learner = make_learner(config, tuple(group.env for group in self._groups))
         self._validate = Validator(config, self._learner.network, self._mesh)
@@ -77,9 +81,12 @@ class Training:
         """
         self._checkpoints = Checkpoints(self._out / run_folder.CHECKPOINTS)
         facts = self._checkpoints.facts() or {"stage": "", "update": 0, "seconds": 0.0}
+        self._tell_spread(facts)
         self._began = time.monotonic() - facts["seconds"]
         stage, update = facts["stage"] or STAGES[0], facts["update"]
-        self._scalars = Scalars(self._out, stage_order=STAGES, stage=stage, update=update)
+        self._scalars = (
+            Scalars(self._out, stage_order=STAGES, stage=stage, update=update) if is_first() else Unwritten()
+        )
         try:
             return self._stages(facts, stop)
         finally:
@@ -96,8 +103,9 @@ class Training:
             if not self._to_end(stage, state, done, stop):
                 return False
         if self.best is not None:
-            write_best(self._config, self.best, self._out)
-        save(learning_curve([(self._config.name, self._out / FILE)]), self._out / run_folder.CURVE)
+            self._write(self.best)
+        if is_first():
+            save(learning_curve([(self._config.name, self._out / FILE)]), self._out / run_folder.CURVE)
         return True
 
     def _planned(self) -> list[str]:
@@ -114,7 +122,9 @@ class Training:
     def _start(self, stage: Stage, facts: dict[str, Any]) -> tuple[State, int]:
         """The stage's state and its updates so far: from the checkpoint if that is of this stage, else before any."""
         if facts["stage"] != stage.name:
-            return stage.placed(stage.initial(None if self.best is None else self.best.candidate)), 0
+            first = stage.initial(None if self.best is None else self.best.candidate)
+            check_same(f"the first state of {stage.name}", first)
+            return stage.placed(first), 0
         saved = self._checkpoints.restore({"state": stage.like(), "best": self._like_a_policy()})
         self._collapsed = facts["collapsed"]
         self.best = Best.of_facts(facts["best"], saved["best"]) if facts["best"] else None
@@ -132,7 +142,7 @@ class Training:
             figures = self._validated(stage, candidates, done) if validated else []
             self._scalars.write(self._rows(stage, candidates, metrics, done, figures))
             self._watcher.moved(stage.name, done, stage.total, stage.gain(metrics))
-            stopping = stop() and not (done == stage.total and stage.name == self._planned()[-1])
+            stopping = agreed(stop()) and not (done == stage.total and stage.name == self._planned()[-1])
             if validated or stopping:
                 self._save(stage, state, candidates, done)
             if stopping:
@@ -150,7 +160,7 @@ class Training:
             note = "" if self.best is before else ", the best so far"
             self._watcher.said(f"{stage.name} {done}/{stage.total}, seed {candidate.seed}: {figures.text}{note}")
             if self.best is not before:
-                write_best(self._config, self.best, self._out)
+                self._write(self.best)
         return found
 
     def _rows(
@@ -182,13 +192,34 @@ class Training:
             "seconds": time.monotonic() - self._began,
             "collapsed": self._collapsed,
             "best": None if self.best is None else self.best.facts(),
+            **self._spread(),
         }
         # Numbers of checkpoints ascend from stage to stage.
         before = {PpoStage.name: 0, GradientStage.name: self._learner.updates}
         number = done + before.get(stage.name, self._learner.updates + gradient_updates(self._config))
         self._checkpoints.save(number, {"state": state, "best": (kept.policy, kept.scales)}, facts)
         if self.best is None:
-            write_best(self._config, Best(first, None, stage.name, done, stage.env_steps(done)), self._out)
+            self._write(Best(first, None, stage.name, done, stage.env_steps(done)))
+
+    def _write(self, best: Best) -> None:
+        """The policy folder."""
+        if is_first():
+            write_best(self._config, best, self._out)
+
+    def _spread(self) -> dict[str, int]:
+        """Over what the run is spread, for the facts of a checkpoint."""
+        lanes = sum(len(group.scenarios) for group in self._validate.groups)
+        return {"processes": jax.process_count(), "devices": self._mesh.size, "validation_lanes": lanes}
+
+    def _tell_spread(self, facts: dict[str, Any]) -> None:
+        """Says where the run goes on over others than before."""
+        own = self._spread()
+        if all(facts.get(name, value) == value for name, value in own.items()):
+            return
+        before, now = (f"{each['devices']} devices of {each['processes']} processes" for each in (facts, own))
+        lanes = facts["validation_lanes"], own["validation_lanes"]
+        change = "" if lanes[0] == lanes[1] else f"; validated on {lanes[1]} lanes from here on, before on {lanes[0]}"
+        self._watcher.said(f"was on {before}, goes on over {now}: the same but for rounding{change}")
 
     def _like_a_policy(self) -> Any:
         """Shapes and types of weights and scales."""

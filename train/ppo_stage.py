@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxroute.devices import AXIS
+from jaxroute.devices import lane_sharding, placed
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.decode import deterministic
 from jaxroute.train.health import check_collapse, check_finite, collapsed_for
@@ -34,7 +34,7 @@ class PpoStage:
         self._learner = learner
         self._mesh = mesh
         self._params = tuple(group.params for group in groups)
-        self._spread = jax.device_put(self._params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS)))
+        self._spread = placed(self._params, lane_sharding(mesh))
         self._per_update = config.steps_of_an_update
         steps = CALL_STEPS_ON_CPU if jax.default_backend() == "cpu" else CALL_STEPS_ELSEWHERE
         self.total = learner.updates
@@ -58,7 +58,7 @@ class PpoStage:
             state_specs(state),
             is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
         )
-        return jax.device_put(state, shardings)
+        return placed(state, shardings)
 
     def advance(self, state: TrainState, count: int) -> tuple[TrainState, Any]:
         """See `Stage.advance`; the state that is handed in is used up."""

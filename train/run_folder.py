@@ -34,6 +34,12 @@ def begin(out: Path, config: TrainConfig) -> None:
         raise InputError(f"--out {out}: cannot be written ({error}); choose another folder") from error
 
 
+def check_shared(out: Path) -> None:
+    """Raises InputError where the folder that another process has begun is not seen by this one."""
+    if not (out / CONFIG).is_file():
+        raise InputError(f"--out {out}: process 0 has made it and this process does not see it; give a shared folder")
+
+
 def config_of(run: Path) -> TrainConfig:
     """The configuration of a run that was begun.
 

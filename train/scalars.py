@@ -73,6 +73,16 @@ class Scalars:
         self._events.close()
 
 
+class Unwritten:
+    """Stands for `Scalars` in processes that write none."""
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from jaxroute.errors import InputError
 from jaxroute.policies.network import FeatureScales
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.state import Params
@@ -83,8 +84,19 @@ def is_validated(before: int, done: int, total: int) -> bool:
 
 
 def devices_for(config: TrainConfig) -> int:
-    """As many of the visible devices as divide the lanes of every group and the members of a generation."""
+    """As many devices as divide the lanes of every group and the members of a generation.
+
+    Raises:
+      InputError: of several processes, some would have nothing to do.
+    """
     sizes = [fleets.lanes for fleets in config.fleets]
     if config.evolution.generations:
         sizes.append(2 * config.evolution.pairs)
-    return max(count for count in range(1, jax.device_count() + 1) if all(size % count == 0 for size in sizes))
+    everywhere = jax.device_count()
+    most = max(count for count in range(1, everywhere + 1) if all(size % count == 0 for size in sizes))
+    if jax.process_count() > 1 and most < everywhere:
+        raise InputError(
+            f"the {jax.process_count()} processes have {everywhere} devices, of which the run could use {most}; make "
+            f"fleets.lanes (and twice evolution.pairs, if there is evolution) multiples of {everywhere}"
+        )
+    return most

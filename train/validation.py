@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxroute.devices import AXIS
+from jaxroute.devices import AXIS, lane_sharding, on_host, placed, whole_sharding
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.errors import InputError
@@ -93,20 +93,20 @@ class Validator:
         self.groups = validation_groups(config, mesh.size)
         self._network = network
         self._mesh = mesh
-        spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-        self._params = [jax.device_put(group.params, spread) for group in self.groups]
+        self._params = [placed(group.params, lane_sharding(mesh)) for group in self.groups]
         known = [references(group.env, own, mesh=mesh) for group, own in zip(self.groups, self._params, strict=True)]
-        self._reference = [jax.tree.map(lambda leaf: leaf[:, 0], jax.device_get(each)) for each in known]
+        self._reference = [jax.tree.map(lambda leaf: leaf[:, 0], on_host(each)) for each in known]
 
     def __call__(self, policy: Params, scales: FeatureScales) -> Figures:
         """Lets the policy take its likeliest action throughout.
 
         Args:
-          policy: the scorer's weights, on the host, so that every call runs the same program.
+          policy: the scorer's weights, on the host.
           scales: of its features, likewise.
         """
+        policy, scales = placed((policy, scales), whole_sharding(self._mesh))
         outcomes = [
-            jax.device_get(greedy_outcomes(group.env, self._network, policy, scales, own, mesh=self._mesh))
+            on_host(greedy_outcomes(group.env, self._network, policy, scales, own, mesh=self._mesh))
             for group, own in zip(self.groups, self._params, strict=True)
         ]
         return figures_of(_joined(outcomes), _joined(self._reference))
