@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxroute.commands.console import table_console
+from jaxroute.commands.scaling import counts_of, show_scaling, title_of
 from jaxroute.errors import InputError
+from jaxroute.expectation import Links
 
 if TYPE_CHECKING:
     from jaxroute.bench import Report, Row, Setting
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 class Bench:
     """Measure the simulator on this machine: speed, compile time, memory, and the ratio to plain Python.
 
-    Without sizes it runs a grid of them (2 to 3 minutes); any size given runs that one setting.
+    Without sizes it runs a grid of them (2 to 3 minutes); any size given runs that one setting. With --devices it
+    measures training instead, on one device and on more, with equally many environments on each (weak scaling).
     """
 
     json: bool = False
@@ -34,16 +37,29 @@ class Bench:
     slots: int | None = None
     """S, most sequences that an instance runs at once."""
     envs: int | None = None
-    """E, environments side by side; a multiple of the number of devices, or fewer."""
+    """E, environments side by side; a multiple of the number of devices, or fewer. With --devices: of each device."""
     profile: str | None = None
     """Profile of every instance, by name or file."""
     seed: int = 0
     """Seed of the workloads."""
     repeats: int = 3
     """Timed runs of each setting; the best counts."""
+    devices: str | None = None
+    """Numbers of devices to train on, with commas, such as 1,2,4,8; on CPU they share its cores."""
+    config: str = "five-task"
+    """Training configuration for --devices."""
+    update_ms: float | None = None
+    """For --devices: time of an update on one GPU, measured elsewhere, that the expectation starts from."""
+    links: Links = dataclasses.field(default_factory=Links)
+    """For --devices: what the expectation assumes of the links between GPUs."""
 
     def run(self) -> None:
         """Runs it."""
+        if self.repeats < 1:
+            raise InputError(f"--repeats is {self.repeats}, must be at least 1")
+        if self.devices is not None:
+            self._scale(counts_of(self.devices))
+            return
         # Imported late: the other commands do without jax.
         from jaxroute.bench import Row, run_bench
 
@@ -62,11 +78,33 @@ class Bench:
         else:
             _show(report, console)
 
+    def _scale(self, devices: list[int]) -> None:
+        from jaxroute.scaling import Point, ScalingReport, run_scaling
+
+        for name, value in vars(self.links).items():
+            if value <= 0:
+                raise InputError(f"--links.{name.replace('_', '-')} is {value}, must be above 0")
+        for option, number in (("--envs", self.envs), ("--update-ms", self.update_ms)):
+            if number is not None and number <= 0:
+                raise InputError(f"{option} is {number}, must be above 0")
+        console = Console(stderr=True) if self.json else table_console()
+        update_s = None if self.update_ms is None else self.update_ms / 1e3
+        runs = run_scaling(
+            self.config, devices, envs=self.envs, repeats=self.repeats, links=self.links, update_s=update_s
+        )
+        with console.status("measuring"):
+            for result in runs:
+                if isinstance(result, Point):
+                    console.log(title_of(result))
+        assert isinstance(result, ScalingReport)
+        if self.json:
+            print(json.dumps(dataclasses.asdict(result), indent=2))
+        else:
+            show_scaling(result, console)
+
     def _settings(self) -> tuple[Setting, ...]:
         from jaxroute.bench import FULL, QUICK, Setting
 
-        if self.repeats < 1:
-            raise InputError(f"--repeats is {self.repeats}, must be at least 1")
         names = ("scheduler", "instances", "slots", "envs", "profile")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if not given:
