@@ -90,7 +90,7 @@ def _queues_table(found: MainRun, command: str, seeds: str) -> Table:
         rows=tuple(rows),
         command=command,
         seeds=seeds,
-        note=f"The paper prints no numbers; the axis of its figure 5c ends at {PRINTED_WAITING_AXIS:g} waiting requests.",
+        note=f"The paper prints no numbers; the axis of its figure 5c ends at {PRINTED_WAITING_AXIS:g} requests.",
     )
 
 
@@ -172,8 +172,8 @@ def _axis(found: MainRun) -> str:
     return (
         f"Under round robin {ours:.0f} requests wait at an instance on average, {most:.0f} at most; the axis of the "
         f"paper's figure 5c ends at {PRINTED_WAITING_AXIS:g}. The paper's own numbers imply more than that: requests "
-        f"cease to arrive after {REQUESTS / RATE:g} s and the last is served after {PRINTED_MAKESPAN_S:g} s, so at an even "
-        f"pace {left:,.0f} are left when they cease, {left / instances:.0f} for each of {instances} instances, which run "
+        f"cease to arrive after {REQUESTS / RATE:g} s and the last ends after {PRINTED_MAKESPAN_S:g} s, so at an even "
+        f"pace {left:,.0f} are left then, {left / instances:.0f} for each of {instances} instances, which run "
         f"{MOST_RUNNING} at most: {least:.0f} must wait at each. So that figure shows something other than a count of "
         "requests, or another run."
     )
