@@ -32,6 +32,7 @@ class Candidate:
       ageing: of the router queue, where the policy was trained with one; None for the fleet's own.
       spf_edges: likewise.
       buckets: B, the length buckets by which its view must count requests; 0 for none.
+      instances: I of the only fleets that it can route for; 0 for fleets of any size.
     """
 
     name: str
@@ -41,9 +42,19 @@ class Candidate:
     ageing: float | None = None
     spf_edges: tuple[int, ...] | None = None
     buckets: int = 0
+    instances: int = 0
 
     def fleet(self, fleet: Fleet) -> Fleet:
-        """The fleet as this policy routes for it."""
+        """The fleet as this policy routes for it.
+
+        Raises:
+          InputError: it cannot.
+        """
+        if self.instances not in (0, size := len(fleet.profiles)):
+            raise InputError(
+                f"policy {self.name}: was trained for {self.instances} instances and cannot route for {size}; "
+                f"give a fleet of {self.instances}, or train it for {size}"
+            )
         ageing = fleet.ageing if self.ageing is None else self.ageing
         edges = fleet.spf_edges if self.spf_edges is None else self.spf_edges
         order = self.router_order
@@ -124,6 +135,7 @@ def _trained(name: str, shown: str, folder: Path) -> Candidate:
         ageing=None if file.router_order == "fcfs" else file.ageing,
         spf_edges=None if file.router_order == "fcfs" else file.spf_edges,
         buckets=len(file.bucket_edges),
+        instances=file.network.instances,
     )
 
 

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from jaxroute.observation import Encoding, feature_names
 from jaxroute.output import plain_json
 from jaxroute.policies.folder import find_policy, read_policy, write_policy
-from jaxroute.policies.policy_file import NetworkShape, PolicyFile, Scales, check_policy
+from jaxroute.policies.policy_file import ACTIVATIONS, SCORER, NetworkShape, PolicyFile, Scales, check_policy
 from jaxroute.workload.prediction import DEFAULT_EDGES
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ def policy_file_of(
     profiles: tuple[str, ...],
     training: Mapping[str, object],
     spf_edges: tuple[int, ...] = (),
+    form: str = SCORER,
+    instances: int = 0,
 ) -> PolicyFile:
-    """A trained `Scorer` as a policy file.
+    """A trained `Scorer` or `StateScorer` as a policy file.
 
     Args:
       name: of the policy.
-      params: variables of the `Scorer`: the tree of its weights under `params`.
+      params: variables of the network: the tree of its weights under `params`.
       scales: that it was trained with.
       encoding: of its observation.
       buckets: B, of the paper's observation; ignored with the rich one.
@@ -51,6 +53,8 @@ def policy_file_of(
       profiles: names of the profiles that it was trained on.
       training: facts about the training; what JSON cannot hold becomes text or null.
       spf_edges: to which the shortest-predicted order rounds predicted tokens down.
+      form: of the network, `scorer` or `state`.
+      instances: I, of a `state`.
 
     Raises:
       ValueError: `buckets` is not the number of buckets that requests are predicted in.
@@ -65,7 +69,7 @@ def policy_file_of(
         router_features=router_features,
         instance_features=instance_features,
         scales=_in_numpy(scales),
-        network=NetworkShape(hidden=tuple(hidden), holds=holds),
+        network=NetworkShape(tuple(hidden), holds, ACTIVATIONS[form], form, instances),
         router_order=router_order,
         ageing=float(ageing),
         dt=float(dt),

@@ -7,8 +7,8 @@ Whoever has jax and not jaxroute runs it:
     answer = program.call({"router": router, "instances": instances, "mask": mask})
     answer["logits"], answer["action"]
 
-Axis letters: N observations side by side, I instances, F features of an instance, G features of the router. N and I are
-left open: one program serves fleets of any size.
+Axis letters: N observations side by side, I instances, F features of an instance, G features of the router. N is left
+open, and so is I where the network serves fleets of any size.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def exported(policy: PolicyFile) -> export.Exported:
             logits = learned.logits(Observed(observed["router"], observed["instances"], observed["mask"]))
         return {"logits": logits, "action": jnp.argmax(logits, axis=-1).astype(jnp.int32)}
 
-    observations, instances = export.symbolic_shape("observations, instances")
+    observations, any_size = export.symbolic_shape("observations, instances")
+    instances = policy.network.instances or any_size
     shapes = {
         "router": jax.ShapeDtypeStruct((observations, len(policy.router_features)), jnp.float32),
         "instances": jax.ShapeDtypeStruct((observations, instances, len(policy.instance_features)), jnp.float32),

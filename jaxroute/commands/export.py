@@ -61,7 +61,8 @@ def _facts(policy: PolicyFile, size: int) -> Table:
     for fact, value in {
         "observation": policy.observation,
         "features": f"{len(policy.router_features)} of the router, {len(policy.instance_features)} of each instance",
-        "network": f"hidden {' x '.join(map(str, network.hidden)) or 'none'}, {network.activation}",
+        "network": f"{network.form}, hidden {' x '.join(map(str, network.hidden)) or 'none'}, {network.activation}",
+        **({"fleets": f"of {network.instances} instances"} if network.instances else {}),
         "may hold": "yes" if network.holds else "only while nothing can be sent",
         "parameters": f"{policy.parameters:,}",
         "size": f"{size / 1024:.1f} KiB",

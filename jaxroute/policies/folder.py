@@ -16,7 +16,15 @@ from jaxroute import whole_folder
 from jaxroute.errors import InputError, first_line
 from jaxroute.json_fields import Fields, parse_object
 from jaxroute.observation import Encoding
-from jaxroute.policies.policy_file import FORMAT_VERSION, RETRAIN, NetworkShape, PolicyFile, Scales, check_policy
+from jaxroute.policies.policy_file import (
+    FORMAT_VERSION,
+    RETRAIN,
+    SCORER,
+    NetworkShape,
+    PolicyFile,
+    Scales,
+    check_policy,
+)
 from jaxroute.whole_folder import read_file, write_folder
 
 FACTS, WEIGHTS = "policy.json", "policy.safetensors"
@@ -105,7 +113,7 @@ def _encoded(policy: PolicyFile) -> tuple[str, bytes]:
         "format_version": fields.pop("format_version"),
         **fields,
         "scales": {name: values.tolist() for name, values in vars(policy.scales).items()},
-        "network": vars(policy.network),
+        "network": _network_data(policy.network),
         "weights_sha256": hashlib.sha256(content).hexdigest(),
     }
     return json.dumps(data, indent=2, allow_nan=False) + "\n", content
@@ -120,7 +128,7 @@ def _policy(fields: Fields, weights: dict[str, np.ndarray]) -> PolicyFile:
         router_features=fields.texts("router_features"),
         instance_features=fields.texts("instance_features"),
         scales=Scales(**{field.name: scales.float32(field.name) for field in dataclasses.fields(Scales)}),
-        network=NetworkShape(network.integers("hidden"), network.flag("holds"), network.text("activation")),
+        network=_network(network),
         router_order=fields.text("router_order"),
         ageing=fields.number("ageing"),
         dt=fields.number("dt"),
@@ -130,6 +138,25 @@ def _policy(fields: Fields, weights: dict[str, np.ndarray]) -> PolicyFile:
         # Older files have none.
         spf_edges=fields.integers("spf_edges") if "spf_edges" in fields.data else (),
         actions=fields.text("actions"),
+    )
+
+
+def _network_data(network: NetworkShape) -> dict[str, object]:
+    """A scorer's is as it was before there were other forms."""
+    data = dict(vars(network))
+    if network.form == SCORER:
+        del data["form"], data["instances"]
+    return data
+
+
+def _network(fields: Fields) -> NetworkShape:
+    has_form = "form" in fields.data
+    return NetworkShape(
+        hidden=fields.integers("hidden"),
+        holds=fields.flag("holds"),
+        activation=fields.text("activation"),
+        form=fields.text("form") if has_form else SCORER,
+        instances=fields.integer("instances") if has_form else 0,
     )
 
 

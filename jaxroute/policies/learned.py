@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from jaxroute.observation import Observed, count_columns, observe
 from jaxroute.policies.choose import first_of_highest
 from jaxroute.policies.folder import digest
-from jaxroute.policies.network import FeatureScales, Scorer
+from jaxroute.policies.network import SCORERS, FeatureScales
 from jaxroute.policies.policy_file import PolicyFile
 from jaxroute.policies.protocol import Stateless
 from jaxroute.types import RouterView
@@ -59,6 +59,11 @@ class LearnedPolicy(Stateless):
         """B, the length buckets by which its view must count requests; 0 for none."""
         return len(self.file.bucket_edges)
 
+    @property
+    def instances(self) -> int:
+        """I of the fleets that it serves; 0 for fleets of any size."""
+        return self.file.network.instances
+
     def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
         """See `Stateless.choose`."""
         del key
@@ -73,7 +78,7 @@ class LearnedPolicy(Stateless):
             instance_mean=jnp.asarray(file.scales.instance_mean),
             instance_std=jnp.asarray(file.scales.instance_std),
         )
-        scorer = Scorer(
+        scorer = SCORERS[file.network.form](
             hidden=file.network.hidden,
             holds=file.network.holds,
             count_columns=count_columns(file.observation, len(file.bucket_edges)),

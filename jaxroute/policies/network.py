@@ -1,10 +1,13 @@
 """The learned policy's network: one scorer for every instance, and a logit to hold; Flax linen.
 
 Axis letters: I instances, F features of an instance, G features of the router. No instance index goes in, so a network
-serves fleets of any size, and permuted instances get permuted logits.
+serves fleets of any size, and permuted instances get permuted logits. The paper's network, `StateScorer`, is the other
+kind.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxroute.observation import Observed
+from jaxroute.policies.policy_file import SCORER, STATE
 
 
 class FeatureScales(struct.PyTreeNode):
@@ -100,6 +104,28 @@ class Scorer(nn.Module):
         waits_for_nothing = sends & is_idle(observed, self.count_columns)
         no_hold = jnp.any(waits_for_nothing if self.holds else sends, axis=-1)
         return observed.mask.at[..., -1].set(observed.mask[..., -1] & ~no_hold)
+
+
+class StateScorer(Scorer):
+    """Logits from the whole state at once: the network of Jain et al. (appendix A.9.3), an MLP with ReLU.
+
+    The rows of all instances go in side by side, so it serves fleets of one size only, and tells instances apart by
+    their place. Which actions are allowed is as in `Scorer`, of which it has the attributes.
+    """
+
+    @nn.compact
+    def __call__(self, observed: Observed, scales: FeatureScales) -> jax.Array:
+        """[..., I + 1] float32 logits; those of masked actions are the least finite float32."""
+        router, rows = scales.apply(observed)
+        values = jnp.concatenate([router, rows.reshape(*rows.shape[:-2], -1)], axis=-1)
+        for number, size in enumerate(self.hidden):
+            values = nn.relu(nn.Dense(size, name=f"state_{number}")(values))
+        logits = nn.Dense(rows.shape[-2] + 1, name="state_out")(values)
+        return jnp.where(self.allowed(observed), logits, jnp.finfo(jnp.float32).min)
+
+
+SCORERS: Mapping[str, type[Scorer]] = {SCORER: Scorer, STATE: StateScorer}
+"""By their form in a policy file."""
 
 
 def is_idle(observed: Observed, count_columns: int) -> jax.Array:

@@ -21,7 +21,11 @@ FORMAT_VERSION = 1
 ACTIONS = "0..I-1: instance for the head of the queue; I: hold"
 """What the network's I + 1 logits stand for."""
 
-ACTIVATION = "tanh"
+SCORER, STATE = "scorer", "state"
+"""Forms of a network: the `Scorer`, and the `StateScorer`."""
+
+ACTIVATIONS = {SCORER: "tanh", STATE: "relu"}
+"""Of the hidden layers of each form."""
 
 MOST_TOKENS = 2**31
 """Beyond what a request can have."""
@@ -48,17 +52,21 @@ class Scales:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkShape:
-    """The `Scorer` that the weights belong to.
+    """The `Scorer` or `StateScorer` that the weights belong to.
 
     Attributes:
       hidden: units of the hidden layers.
       holds: whether holding is an action that may be chosen while a request can be sent.
       activation: of the hidden layers.
+      form: `scorer` or `state`.
+      instances: I of the fleets that a `state` serves; 0 for fleets of any size.
     """
 
     hidden: tuple[int, ...]
     holds: bool
-    activation: str = ACTIVATION
+    activation: str = ACTIVATIONS[SCORER]
+    form: str = SCORER
+    instances: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,16 +116,23 @@ class PolicyFile:
 
 
 def weight_shapes(network: NetworkShape, router_features: int, instance_features: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the `Scorer`'s weights by their path in the linen tree, for G and F features."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    inputs = 3 * instance_features + router_features
-    for part in ("score", "hold"):
-        sizes = (inputs, *network.hidden, 1)
-        layers = [f"{part}_{number}" for number in range(len(network.hidden))] + [f"{part}_out"]
-        for layer, size, units in zip(layers, sizes[:-1], sizes[1:], strict=True):
-            shapes[f"{layer}/kernel"], shapes[f"{layer}/bias"] = (size, units), (units,)
+    """Shapes of the network's weights by their path in the linen tree, for G and F features."""
+    if network.form == STATE:
+        inputs = router_features + network.instances * instance_features
+        return _layer_shapes("state", (inputs, *network.hidden, network.instances + 1))
+    sizes = (3 * instance_features + router_features, *network.hidden, 1)
+    shapes = _layer_shapes("score", sizes) | _layer_shapes("hold", sizes)
     shapes["score_linear/kernel"] = (instance_features, 1)
     shapes["hold_linear/kernel"], shapes["hold_linear/bias"] = (instance_features + router_features, 1), (1,)
+    return shapes
+
+
+def _layer_shapes(part: str, sizes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Of the layers between so many units, the last one the output."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    layers = [f"{part}_{number}" for number in range(len(sizes) - 2)] + [f"{part}_out"]
+    for layer, size, units in zip(layers, sizes[:-1], sizes[1:], strict=True):
+        shapes[f"{layer}/kernel"], shapes[f"{layer}/bias"] = (size, units), (units,)
     return shapes
 
 
@@ -182,8 +197,13 @@ def _check_scales(scales: Scales, policy: PolicyFile, place: str) -> None:
 
 def _check_network(policy: PolicyFile, place: str) -> None:
     network = policy.network
-    if network.activation != ACTIVATION:
-        raise InputError(f"{place}: network.activation is {network.activation!r}, this version runs {ACTIVATION}")
+    if network.form not in ACTIVATIONS:
+        raise InputError(f"{place}: network.form is {network.form!r}; known: {', '.join(ACTIVATIONS)}")
+    if network.activation != (runs := ACTIVATIONS[network.form]):
+        raise InputError(f"{place}: network.activation is {network.activation!r}, this version runs {runs}")
+    if network.instances < 1 if network.form == STATE else network.instances != 0:
+        must = "at least 1" if network.form == STATE else "0"
+        raise InputError(f"{place}: network.instances is {network.instances}, must be {must} for a {network.form}")
     if any(size < 1 for size in network.hidden):
         raise InputError(f"{place}: network.hidden is {list(network.hidden)}, its sizes must be at least 1")
     if policy.actions != ACTIONS:

@@ -1,4 +1,4 @@
-"""A trained policy in NumPy: what serves it where there is no jax, equal to the `Scorer` to 1e-5.
+"""A trained policy in NumPy: what serves it where there is no jax, equal to the Flax network to 1e-5.
 
 Axis letters: I instances, F features of an instance, G features of the router, H units of a hidden layer.
 """
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxroute.observation import Observed, count_columns
-from jaxroute.policies.policy_file import PolicyFile, Scales
+from jaxroute.policies.policy_file import STATE, PolicyFile, Scales
+from jaxroute.policies.state_layers import StateLayers
 
 MASKED = np.finfo(np.float32).min
 """Logit of an action that is not allowed."""
@@ -22,23 +23,15 @@ Layer = tuple[np.ndarray, np.ndarray]
 class Runner:
     """Runs one policy.
 
-    All that does not depend on the observation is done once. The normalisation is folded into the first layers, which
-    are linear in the instance's row and in the fleet's mean, least and most: one product for the fleet, one for the
-    rows. Behind them the scores and the hold logit go through each layer together, as I + 1 rows of 2 * H units of
-    which the scores use the left half and hold the right one: for so few numbers calls are what costs. In float64,
-    where the folding loses nothing.
-
     Attributes:
       policy: what it runs.
     """
 
     def __init__(self, policy: PolicyFile) -> None:
         self.policy = policy
-        weights = {name: np.asarray(array, np.float64) for name, array in policy.weights.items()}
-        self._by_row, self._by_fleet, self._constant = _first_layers(weights, policy.scales)
-        self._behind = list(zip(_layers(weights, "score")[1:], _layers(weights, "hold")[1:], strict=True))
+        self._network: StateLayers | ScorerLayers
+        self._network = StateLayers(policy) if policy.network.form == STATE else ScorerLayers(policy)
         self._count_columns = count_columns(policy.observation, len(policy.bucket_edges))
-        self._layers: dict[int, list[Layer]] = {}
 
     def decide(self, observed: Observed) -> int:
         """The action with the highest logit, the first of equals: an instance 0..I-1, or I = hold.
@@ -50,6 +43,33 @@ class Runner:
 
     def logits(self, observed: Observed) -> np.ndarray:
         """[I + 1] float32, those of masked actions the least finite float32; argument as in `decide`."""
+        logits = self._network(observed)
+        allowed = observed.mask[:-1]
+        logits[~observed.mask] = MASKED
+        idle = allowed & ~observed.instances[:, : self._count_columns].any(axis=1)
+        if (idle if self.policy.network.holds else allowed).any():
+            logits[-1] = MASKED
+        return logits.astype(np.float32)
+
+
+class ScorerLayers:
+    """The network of one `Scorer`.
+
+    All that does not depend on the observation is done once. The normalisation is folded into the first layers, which
+    are linear in the instance's row and in the fleet's mean, least and most: one product for the fleet, one for the
+    rows. Behind them the scores and the hold logit go through each layer together, as I + 1 rows of 2 * H units of
+    which the scores use the left half and hold the right one: for so few numbers calls are what costs. In float64,
+    where the folding loses nothing.
+    """
+
+    def __init__(self, policy: PolicyFile) -> None:
+        weights = {name: np.asarray(array, np.float64) for name, array in policy.weights.items()}
+        self._by_row, self._by_fleet, self._constant = _first_layers(weights, policy.scales)
+        self._behind = list(zip(_layers(weights, "score")[1:], _layers(weights, "hold")[1:], strict=True))
+        self._layers: dict[int, list[Layer]] = {}
+
+    def __call__(self, observed: Observed) -> np.ndarray:
+        """[I + 1] float64 logits, none of them masked."""
         instances = len(observed.instances)
         rows = observed.instances.astype(np.float64)
         mean = np.add.reduce(rows, axis=0) / instances
@@ -69,11 +89,7 @@ class Runner:
         logits[:-1] += own[:, -1]
         allowed = observed.mask[:-1]
         logits[-1] += fleet[-1] + (logits[:-1][allowed].max() if allowed.any() else 0.0)
-        logits[~observed.mask] = MASKED
-        idle = allowed & ~observed.instances[:, : self._count_columns].any(axis=1)
-        if (idle if self.policy.network.holds else allowed).any():
-            logits[-1] = MASKED
-        return logits.astype(np.float32)
+        return logits
 
     def _layers_of(self, instances: int) -> list[Layer]:
         """Kernel [2 * H, 2 * H'] and bias [I + 1, 2 * H'] of each layer behind the first, for `instances` and hold."""
@@ -83,7 +99,7 @@ class Runner:
 
 
 def _side_by_side(score: Layer, hold: Layer, instances: int) -> Layer:
-    """One layer of both parts: see `Runner`."""
+    """One layer of both parts: see `ScorerLayers`."""
     none = np.zeros_like(score[0])
     kernel = np.block([[score[0], none], [none, hold[0]]])
     nothing = np.zeros_like(score[1])
