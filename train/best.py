@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxroute.export import policy_file_of
 from jaxroute.policies.folder import RUN_POLICY, write_policy
+from jaxroute.policies.policy_file import STATE
 from jaxroute.profiles import load_profile
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.stage import Candidate
@@ -76,6 +77,8 @@ def write_best(config: TrainConfig, best: Best, folder: Path) -> None:
         buckets=len(DEFAULT_EDGES) if network.observation == "paper" else 0,
         hidden=network.hidden,
         holds=network.holds,
+        form=network.form,
+        instances=fleets.instances if network.form == STATE else 0,
         router_order=fleets.router_order,
         ageing=fleets.ageing,
         dt=fleets.dt,

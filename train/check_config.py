@@ -14,6 +14,7 @@ from jaxroute.length_edges import are_edges
 from jaxroute.policies import HEURISTICS
 from jaxroute.profiles import load_profile
 from jaxroute.train.config import (
+    DqnConfig,
     EvolutionConfig,
     FleetsConfig,
     GradientConfig,
@@ -45,18 +46,25 @@ def check_config(config: TrainConfig, place: Place) -> None:
     """
     tables: list[tuple[str, object]] = [(f"fleets.{number}.", fleets) for number, fleets in enumerate(config.fleets)]
     tables += [("workloads.", config.workloads), ("network.", config.network), ("reward.", config.reward)]
-    tables += [("ppo.", config.ppo), ("gradient.", config.gradient), ("evolution.", config.evolution), ("", config)]
+    tables += [("ppo.", config.ppo), ("gradient.", config.gradient), ("evolution.", config.evolution)]
+    tables += [("dqn.", config.dqn), ("", config)]
     for prefix, table in tables:
         for name, rule in RULES[type(table)].items():
             if complaint := rule(getattr(table, name)):
                 raise InputError(f"{place.of(prefix + name)} is {_shown(getattr(table, name))}, {complaint}")
     if config.ppo.rollout % config.ppo.minibatches:
         _refuse(place, "ppo.rollout", config.ppo.rollout, f"a multiple of ppo.minibatches = {config.ppo.minibatches}")
-    if config.ppo.total_steps == config.gradient.total_steps == config.evolution.generations == 0:
-        must = "above 0, or gradient.total_steps or evolution.generations: there is nothing to train"
+    if not any(
+        (config.ppo.total_steps, config.gradient.total_steps, config.evolution.generations, config.dqn.total_steps)
+    ):
+        must = "above 0, or gradient.total_steps or evolution.generations or dqn.total_steps: there is nothing to train"
         _refuse(place, "ppo.total_steps", 0, must)
     if config.gradient.total_steps:
         _check_gradient(config, place)
+    if config.dqn.total_steps:
+        _check_dqn(config, place)
+    elif config.network.form != "scorer":
+        _refuse(place, "network.form", config.network.form, "scorer without dqn.total_steps")
     if config.seed + config.seeds > FIRST_SEED:
         _refuse(place, "seed", config.seed, f"at most {FIRST_SEED - config.seeds}: evaluation has the seeds above")
     if config.network.observation == "paper" and config.network.prior != "none":
@@ -74,6 +82,26 @@ def _check_gradient(config: TrainConfig, place: Place) -> None:
     for number, fleets in enumerate(config.fleets):
         if fleets.router_order != "fcfs":
             _refuse(place, f"fleets.{number}.router_order", fleets.router_order, "fcfs with gradient.total_steps")
+
+
+def _check_dqn(config: TrainConfig, place: Place) -> None:
+    """What Q-learning can train, and sizes that fit each other."""
+    own, lanes = config.dqn, sum(fleets.lanes for fleets in config.fleets)
+    others = {"ppo.total_steps": config.ppo.total_steps, "gradient.total_steps": config.gradient.total_steps}
+    for key, size in (others | {"evolution.generations": config.evolution.generations}).items():
+        if size:
+            _refuse(place, key, size, "0 with dqn.total_steps: Q values are no start for the others, nor theirs for it")
+    if config.network.form == "state":
+        if len({fleets.instances for fleets in config.fleets}) > 1:
+            _refuse(place, "network.form", "state", "scorer for fleets of several sizes")
+        if config.network.prior != "none":
+            _refuse(place, "network.prior", config.network.prior, "none with network.form = state")
+    if own.batch % lanes:
+        _refuse(place, "dqn.batch", own.batch, f"a multiple of the lanes, {lanes} in all")
+    if own.replay < lanes * own.rollout:
+        _refuse(place, "dqn.replay", own.replay, f"at least {lanes * own.rollout}: a rollout of every lane")
+    if own.steps >= own.rollout:
+        _refuse(place, "dqn.steps", own.steps, f"below dqn.rollout = {own.rollout}")
 
 
 def _refuse(place: Place, key: str, value: object, must: str) -> None:
@@ -232,6 +260,24 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
         "entropy": at_least(0),
         "final_entropy": at_least(0),
         "max_grad_norm": above_zero,
+    },
+    DqnConfig: {
+        "total_steps": at_least(0),
+        "rollout": at_least(2),
+        "passes": at_least(1),
+        "batch": at_least(1),
+        "replay": at_least(1),
+        "steps": at_least(1),
+        "learning_rate": above_zero,
+        "final_learning_rate": at_least(0),
+        "target_every": at_least(1),
+        "max_grad_norm": above_zero,
+        "reward_unit": above_zero,
+        "exploration": share,
+        "exploration_decay": share,
+        "exploration_decay_s": above_zero,
+        "exploration_episodes": at_least(0),
+        "final_exploration": share,
     },
     EvolutionConfig: {
         "generations": at_least(0),

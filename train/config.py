@@ -67,6 +67,8 @@ class NetworkConfig:
 
     Attributes:
       observation: `rich` or `paper`.
+      form: `scorer`, one network for every instance, for fleets of any size; or `state`, one over the whole state, the
+        paper's, which only `dqn` trains.
       hidden: hidden layers of the policy.
       critic_hidden: hidden layers of the critic.
       holds: whether holding is an action while a request can be sent.
@@ -75,6 +77,7 @@ class NetworkConfig:
     """
 
     observation: Literal["rich", "paper"] = "rich"
+    form: Literal["scorer", "state"] = "scorer"
     hidden: tuple[int, ...] = (32, 32)
     critic_hidden: tuple[int, ...] = (64, 64)
     holds: bool = True
@@ -181,6 +184,52 @@ class GradientConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DqnConfig:
+    """Double deep Q-learning, the paper's algorithm, in place of the others (see `dqn`).
+
+    The discount factor of an interval is exp(-dt / reward.horizon_s).
+
+    Attributes:
+      total_steps: router intervals of all lanes together after which it ends; 0 for none.
+      rollout: T, intervals of each lane between two spells of learning.
+      passes: batches, each a gradient step, of one spell.
+      batch: transitions of a batch; a multiple of the lanes, which have equal shares in it.
+      replay: transitions of all lanes that are remembered.
+      steps: n, rewards in a row that a target sums before it asks the network; 1 is the paper's.
+      learning_rate: at the start; it falls linearly to `final_learning_rate`.
+      final_learning_rate: at the end.
+      target_every: gradient steps between two copies of the network to the target network.
+      max_grad_norm: clip of the gradient.
+      reward_unit: what a reward is divided by.
+      exploration: chance of a random action at the start of each of the first `exploration_episodes` episodes.
+      exploration_decay: what it is multiplied by in every `exploration_decay_s` of such an episode.
+      exploration_decay_s: see above.
+      exploration_episodes: of all lanes together, the first of a lane being the one that it begins with.
+      final_exploration: chance of a random action afterwards, and the least chance before.
+      myopic_start: whether decaying guidance also shortens the horizon at first: the discount factor is that above
+        times 1 - exp(-0.5 k), as in the paper.
+    """
+
+    total_steps: int = 0
+    rollout: int = 128
+    passes: int = 128
+    batch: int = 512
+    replay: int = 131_072
+    steps: int = 1
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-4
+    target_every: int = 500
+    max_grad_norm: float = 10.0
+    reward_unit: float = 60.0
+    exploration: float = 0.99
+    exploration_decay: float = 0.5
+    exploration_decay_s: float = 10.0
+    exploration_episodes: int = 30
+    final_exploration: float = 0.0
+    myopic_start: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class EvolutionConfig:
     """Evolution strategies on whole episodes, after the others or instead of them.
 
@@ -217,6 +266,7 @@ class TrainConfig:
       ppo: the first algorithm.
       gradient: the second.
       evolution: the third.
+      dqn: the paper's, instead of these.
     """
 
     name: str = "policy"
@@ -229,6 +279,7 @@ class TrainConfig:
     ppo: PpoConfig = PpoConfig()
     gradient: GradientConfig = GradientConfig()
     evolution: EvolutionConfig = EvolutionConfig()
+    dqn: DqnConfig = DqnConfig()
 
     @property
     def steps_of_an_update(self) -> int:

@@ -23,6 +23,13 @@ PATIENCE = 20
 SENT_PER_INSTANCE = 8
 """Requests of a lane and rollout, over the instances, below which shares say nothing."""
 
+REMEDIES = {
+    "ppo": ", ppo.critic_learning_rate or ppo.max_grad_norm",
+    "evolution": " or evolution.sigma",
+    "dqn": ", or raise dqn.reward_unit",
+}
+"""What else to change where training has diverged, by stage."""
+
 
 class DivergedError(InputError):
     """The run cannot go on; what was saved before stays good."""
@@ -46,7 +53,7 @@ def check_finite(stage: str, done: int, metrics: Any, weights: Any) -> None:
     if bad:
         raise DivergedError(
             f"training diverged: {', '.join(bad)} not finite by {stage} update {done}; lower {stage}.learning_rate"
-            + (", ppo.critic_learning_rate or ppo.max_grad_norm" if stage == "ppo" else " or evolution.sigma")
+            + REMEDIES.get(stage, "")
             + "; the last checkpoint and policy are from before"
         )
 

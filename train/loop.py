@@ -16,6 +16,7 @@ from jaxroute.train.best import Best, better, write_best
 from jaxroute.train.checkpoint import Checkpoints
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.distributed import agreed, check_same, is_first
+from jaxroute.train.dqn_stage import DqnStage
 from jaxroute.train.evolution_stage import EvolutionStage
 from jaxroute.train.gradient import gradient_updates
 from jaxroute.train.gradient_stage import GradientStage
@@ -27,7 +28,7 @@ from jaxroute.train.stage import Candidate, Stage, State, devices_for, is_valida
 from jaxroute.train.validation import Figures, Validator
 from jaxroute.training_plots import learning_curve
 
-STAGES = (PpoStage.name, GradientStage.name, EvolutionStage.name)
+STAGES = (PpoStage.name, GradientStage.name, EvolutionStage.name, DqnStage.name)
 
 
 class Watcher(Protocol):
@@ -109,13 +110,15 @@ class Training:
         return True
 
     def _planned(self) -> list[str]:
-        config = self._config
-        sizes = (config.ppo.total_steps, config.gradient.total_steps, config.evolution.generations)
+        own = self._config
+        sizes = (own.ppo.total_steps, own.gradient.total_steps, own.evolution.generations, own.dqn.total_steps)
         return [name for name, size in zip(STAGES, sizes, strict=True) if size > 0]
 
     def _stage(self, name: str) -> Stage:
         if name == GradientStage.name:
             return GradientStage(self._config, self._groups, self._mesh)
+        if name == DqnStage.name:
+            return DqnStage(self._config, self._groups, self._mesh)
         kind = PpoStage if name == PpoStage.name else EvolutionStage
         return kind(self._config, self._learner, self._groups, self._mesh)
 
@@ -195,7 +198,7 @@ class Training:
             **self._spread(),
         }
         # Numbers of checkpoints ascend from stage to stage.
-        before = {PpoStage.name: 0, GradientStage.name: self._learner.updates}
+        before = {PpoStage.name: 0, DqnStage.name: 0, GradientStage.name: self._learner.updates}
         number = done + before.get(stage.name, self._learner.updates + gradient_updates(self._config))
         self._checkpoints.save(number, {"state": state, "best": (kept.policy, kept.scales)}, facts)
         if self.best is None:

@@ -12,15 +12,15 @@ import optax
 from jaxroute.devices import AXIS
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
-from jaxroute.observation import count_columns
 from jaxroute.policies import HEURISTICS
-from jaxroute.policies.network import FeatureScales, Scorer
+from jaxroute.policies.network import FeatureScales
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.critic import Critic, Judged, judge, work_of
 from jaxroute.train.normalise import RunningScales
 from jaxroute.train.optimiser import lenient
 from jaxroute.train.prior import with_prior
 from jaxroute.train.report import Metrics
+from jaxroute.train.scorers import make_network
 from jaxroute.train.stagger import staggered
 from jaxroute.train.state import Lanes, TrainState
 from jaxroute.train.update import Learner, update
@@ -31,7 +31,6 @@ def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learn
     ppo = config.ppo
     updates = max(1, round(ppo.total_steps / config.steps_of_an_update))
     steps = updates * ppo.epochs * ppo.minibatches
-    columns = count_columns(config.network.observation, envs[0].config.buckets)
     rate = optax.linear_schedule(ppo.learning_rate, ppo.final_learning_rate, steps)
     critic_rate = optax.linear_schedule(ppo.critic_learning_rate, ppo.critic_learning_rate / 10, steps)
 
@@ -41,7 +40,7 @@ def make_learner(config: TrainConfig, envs: tuple[ClusterRouting, ...]) -> Learn
     return Learner(
         config=config,
         envs=envs,
-        network=Scorer(config.network.hidden, config.network.holds, columns),
+        network=make_network(config.network, envs[0]),
         critic=Critic(config.network.critic_hidden),
         policy_optimiser=adam(rate),
         critic_optimiser=adam(critic_rate),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxroute.errors import InputError
 from jaxroute.observation import FULL_CACHE, INSTANCE_FEATURES
+from jaxroute.policies.policy_file import STATE
 from jaxroute.train.config import NetworkConfig
 from jaxroute.train.state import Params
 
@@ -39,13 +40,15 @@ RARELY = -4.0
 
 
 def with_prior(policy: Params, network: NetworkConfig) -> Params:
-    """A network's weights with its linear path set to the prior.
+    """A network's weights with its linear path set to the prior; one over the whole state has none and stays as it is.
 
     Raises:
       InputError: an unknown prior, or one that needs the rich observation.
     """
     if network.prior not in PRIORS:
         raise InputError(f"network.prior is {network.prior!r}; known: {', '.join(PRIORS)}")
+    if network.form == STATE:
+        return policy
     policy = copy.deepcopy(policy)
     weights = policy["params"]
     score = jnp.zeros_like(weights["score_linear"]["kernel"])

@@ -143,7 +143,7 @@ def _collect_lane(
     twin: Policy | None,
 ) -> tuple[Lanes, Experience]:
     key_reset, key_steps = jax.random.split(key)
-    state = _begun(env, params, lane, key_reset)
+    state = begun(env, params, lane, key_reset)
     # The workload of this rollout, taken out of the bank once instead of in every interval.
     params = params.replace(workloads=jax.tree.map(lambda leaf: leaf[state.index][None], params.workloads))
     workload = jax.tree.map(lambda leaf: leaf[0], params.workloads)
@@ -198,7 +198,7 @@ def _twin_step(
     return Twin(after, own), path
 
 
-def _begun(env: ClusterRouting, params: EnvParams, lane: Lanes, key: jax.Array) -> EnvState:
+def begun(env: ClusterRouting, params: EnvParams, lane: Lanes, key: jax.Array) -> EnvState:
     """The lane's state, or that of a new episode where the last one has ended."""
     _, fresh = env.reset_env(key, params)
     return jax.tree.map(lambda new, old: jnp.where(lane.done, new, old), fresh, lane.env)

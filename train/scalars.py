@@ -12,6 +12,7 @@ from typing import Any
 from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
 from jaxroute.output import atomic_path
+from jaxroute.train.dqn import DqnMetrics
 from jaxroute.train.evolution import Progress
 from jaxroute.train.gradient import GradientMetrics
 from jaxroute.train.report import Metrics
@@ -24,7 +25,7 @@ VALID = "valid_"
 WHERE = ("stage", "update", "env_steps", "seed", "seconds")
 COLUMNS = (
     *WHERE,
-    *dict.fromkeys((*Metrics._fields, *GradientMetrics._fields, *Progress._fields)),
+    *dict.fromkeys((*Metrics._fields, *GradientMetrics._fields, *Progress._fields, *DqnMetrics._fields)),
     *(VALID + field.name for field in dataclasses.fields(Figures)),
 )
 

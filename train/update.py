@@ -16,7 +16,7 @@ from jaxroute.impact import guidance_weight
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.policies.protocol import Policy
 from jaxroute.train.advantage import control_weight, discounted_returns, generalised_advantage
-from jaxroute.train.config import TrainConfig
+from jaxroute.train.config import RewardConfig, TrainConfig
 from jaxroute.train.critic import Critic, value_of
 from jaxroute.train.loss import Batch, PolicyLoss, critic_loss, policy_loss
 from jaxroute.train.report import Metrics, metrics_of
@@ -103,13 +103,16 @@ def update(learner: Learner, params: tuple[EnvParams, ...], state: TrainState) -
     return after, metrics_of(rollouts, batches, groups, losses, weight, learner.total)
 
 
+def penalty_weight(config: RewardConfig, progress: jax.Array) -> jax.Array:
+    """[] float32, the weight of the mixing penalty at a point of the run, a share of it."""
+    if config.guidance == "decaying":
+        return guidance_weight(progress * config.guidance_episodes, jnp)
+    return jnp.float32(1 if config.guidance == "constant" else 0)
+
+
 def _guided(config: TrainConfig, params: EnvParams, progress: jax.Array) -> EnvParams:
     """The parameters with the mixing penalty's weight of this point of the run."""
-    guidance = config.reward.guidance
-    if guidance == "decaying":
-        weight = guidance_weight(progress * config.reward.guidance_episodes, jnp)
-    else:
-        weight = jnp.float32(1 if guidance == "constant" else 0)
+    weight = penalty_weight(config.reward, progress)
     return params.replace(penalty_weight=jnp.broadcast_to(weight, params.penalty_weight.shape))
 
 
