@@ -58,10 +58,17 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: its name and its cells."""
+    """A row of a table.
+
+    Attributes:
+      name: of the row.
+      cells: one for each heading behind the first.
+      headline: whether the README shows the row: its first cell that has a number of ours and a printed one.
+    """
 
     name: str
     cells: tuple[Cell, ...]
+    headline: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

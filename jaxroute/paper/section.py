@@ -111,7 +111,9 @@ def _section(fields: dict[str, Any]) -> Section:
 
 
 def _table(fields: dict[str, Any]) -> Table:
-    rows = tuple(Row(each["name"], tuple(_cell(cell) for cell in each["cells"])) for each in fields.pop("rows"))
+    rows = tuple(
+        Row(each["name"], tuple(_cell(cell) for cell in each["cells"]), each["headline"]) for each in fields.pop("rows")
+    )
     return Table(rows=rows, columns=tuple(fields.pop("columns")), **fields)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxroute.leaderboard.pages import PAGE, STYLE
 from jaxroute.output import plain_json, report_paths
 from jaxroute.paired import Interval
-from jaxroute.paper.part import Cell, Table
+from jaxroute.paper.part import Cell, Row, Table
 from jaxroute.paper.section import Section
 
 TITLE = "The paper, row by row"
@@ -51,6 +51,7 @@ class Number:
       printed: the paper's, if there is one.
       differs: whether that is outside the interval; None where there are not both.
       seeds, command: of its table.
+      headline: whether the README shows it.
     """
 
     part: str
@@ -64,6 +65,7 @@ class Number:
     differs: bool | None
     seeds: str
     command: str
+    headline: bool = False
 
 
 def write_report(folder: Path, sections: Sequence[Section], header: Header) -> list[str]:
@@ -93,11 +95,29 @@ def numbers(sections: Sequence[Section]) -> Iterator[Number]:
     for section in sections:
         for table in section.tables:
             for row in table.rows:
-                for column, cell in zip(table.columns[1:], row.cells, strict=True):
-                    if cell.value is not None:
-                        ends = cell.value.value, cell.value.low, cell.value.high
-                        place = section.letter, table.title, row.name, column
-                        yield Number(*place, *ends, cell.printed, cell.differs, table.seeds, table.command)
+                yield from _row_numbers(section.letter, table, row)
+
+
+def _row_numbers(letter: str, table: Table, row: Row) -> Iterator[Number]:
+    shown = row.headline
+    for column, cell in zip(table.columns[1:], row.cells, strict=True):
+        if cell.value is None:
+            continue
+        value, printed = cell.value, cell.printed
+        place = letter, table.title, row.name, column
+        is_headline = shown and printed is not None
+        yield Number(
+            *place,
+            value.value,
+            value.low,
+            value.high,
+            printed,
+            cell.differs,
+            table.seeds,
+            table.command,
+            is_headline,
+        )
+        shown = shown and not is_headline
 
 
 def markdown(sections: Sequence[Section], header: Header) -> str:

@@ -1,0 +1,133 @@
+"""What the parts that compare routers have in common: cells, and sentences from the records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxroute.paired import Interval, mean_interval, relative_difference
+from jaxroute.paper.facts import shift
+from jaxroute.paper.measure import Columns
+from jaxroute.paper.part import Cell, Row
+
+REFERENCE = "round-robin"
+
+NAMES = {
+    "round-robin": "round robin",
+    "join-shortest-queue": "join shortest queue (requests)",
+    "fewest-outstanding-tokens": "join shortest queue (tokens left, as in the paper)",
+    "min-min": "min-min",
+    "max-capacity": "maximum capacity usage",
+    "baseline": "baseline RL (PPO)",
+    "aware": "workload-aware RL (PPO)",
+    "guided": "workload-guided RL (PPO)",
+    "dqn": "workload-guided RL (Double DQN, the paper's algorithm)",
+}
+"""Policies as tables call them."""
+
+LEARNED = ("baseline", "aware", "guided")
+"""The paper's variants, the least guided first."""
+
+
+def name_of(policy: str) -> str:
+    """What a table calls a policy; one that is trained again for another fleet like the first."""
+    return NAMES.get(policy) or NAMES.get(policy.rsplit("-", 1)[0], policy)
+
+
+def improvement(own: np.ndarray, reference: np.ndarray) -> Interval:
+    """By how many % of the reference's mean the own mean is lower, of [seeds] values each."""
+    change = relative_difference(own, reference)
+    return Interval(-change.value, -change.high, -change.low, change.seeds)
+
+
+def improved(
+    own: Columns, reference: Columns, column: str = "makespan_s", printed: float | None = None, source: str = ""
+) -> Cell:
+    """An improvement over round robin, %."""
+    value = improvement(own[column], reference[column])
+    return Cell(value, printed, decimals=2, signed=True, source=source)
+
+
+def mean(own: Columns, column: str, printed: float | None = None, *, scale: float = 1.0, source: str = "") -> Cell:
+    """The mean of a column over the seeds."""
+    return Cell(mean_interval(scale * own[column]), printed, source=source)
+
+
+def saved(own: Columns, reference: Columns, column: str = "makespan_s", printed: float | None = None) -> Cell:
+    """By how much the own mean is below the reference's, of paired seeds."""
+    return Cell(mean_interval(reference[column] - own[column]), printed, decimals=2, signed=True)
+
+
+RECORD_COLUMNS = (
+    "policy",
+    "preemptions",
+    "recomputed, % of all tokens",
+    "idle servers, % of time",
+    "of it after the last arrival",
+    "router wait s",
+    "instance wait s",
+    "in service s",
+    "most requests of a server, % of an even share",
+)
+
+
+def record_row(policy: str, own: Columns) -> Row:
+    """What the records say of a policy, for a table of `RECORD_COLUMNS`."""
+    cells = (
+        mean(own, "preemptions"),
+        mean(own, "recomputed_share", scale=100),
+        mean(own, "idle_share", scale=100),
+        mean(own, "drain_idle_share", scale=100),
+        mean(own, "router_wait_mean_s"),
+        mean(own, "instance_wait_mean_s"),
+        mean(own, "service_mean_s"),
+        mean(own, "most_share", scale=100),
+    )
+    return Row(name_of(policy), cells)
+
+
+def reason(policy: str, own: Columns, reference: Columns, printed: float | None = None) -> str:
+    """One sentence on why a policy's makespan is what it is against round robin's, from the records of both."""
+    change = shift(own, reference)
+    factors = {
+        "recomputation": change.recomputation,
+        "tokens per second of a busy server": change.speed,
+        "idle servers": change.idleness,
+    }
+    largest = max(factors, key=lambda name: abs(factors[name]))
+    counted = {name: float(np.mean(own[name])) for name in ("preemptions", "recomputed_share", "drain_idle_share")}
+    other = {name: float(np.mean(reference[name])) for name in counted}
+    shares = ("recomputed_share", "drain_idle_share")
+    recomputed, drained = (f"{100 * counted[name]:.1f} % against {100 * other[name]:.1f} %" for name in shares)
+    parts = ", ".join(f"{name} {value:+.1f} %" for name, value in factors.items())
+    against = "" if printed is None else f" (printed: {-printed:+.2f} %)"
+    return (
+        f"{name_of(policy)}: makespan {change.makespan:+.1f} % against round robin{against}. The factors, as changes: "
+        f"{parts}; the largest is {largest}. Preemptions {counted['preemptions']:,.0f} against "
+        f"{other['preemptions']:,.0f}; recomputed of all tokens {recomputed}; servers' time idle after the last "
+        f"arrival {drained}."
+    )
+
+
+def bound_by_recomputation(reference: Columns) -> str:
+    """How much could be gained by never computing a token twice."""
+    share = float(np.mean(reference["recomputed_share"]))
+    idle = float(np.mean(reference["idle_share"]))
+    return (
+        f"What there is to win over round robin: {100 * share:.1f} % of the tokens that its servers compute are "
+        f"computed again after preemptions, and servers hold no request for {100 * idle:.1f} % of its makespan. A "
+        f"router that avoided both and lost nothing would make it {100 * (1 - (1 - share) * (1 - idle)):.1f} % shorter."
+    )
+
+
+def latency_parts(own: Mapping[str, np.ndarray]) -> tuple[float, float, float]:
+    """Mean seconds at the router, in an instance's queue, and from first admission to the last token; the mean E2E."""
+    columns = ("router_wait_mean_s", "instance_wait_mean_s", "service_mean_s")
+    router, instance, service = (float(np.mean(own[column])) for column in columns)
+    return router, instance, service
+
+
+def significant(cells: Sequence[Cell]) -> int:
+    """How many intervals leave out 0."""
+    return sum(cell.value is not None and cell.value.significant for cell in cells)
