@@ -53,18 +53,33 @@ ON_A100 = (
 )
 EIGHT = ("fleets.0.instances=8", "fleets.0.lanes=16", "fleets.0.dt=0.01")
 
+SEEDS = "seeds=3"
+"""Of the runs whose learning curves are compared."""
+
+DQN_CURVES: dict[str, tuple[str, ...]] = {
+    "dqn": (),
+    "dqn-baseline": ("reward.guidance=none",),
+    "dqn-20": ("dqn.exploration_episodes=20",),
+    "dqn-steady": ("dqn.exploration=0.1", "dqn.exploration_decay=1.0", "dqn.final_exploration=0.1"),
+}
+"""Double DQN with the slides' schedule of exploration, without guidance, with the text's schedule, and with none."""
+
 
 def _variants() -> dict[str, Variant]:
     found = {}
     for ending, more in (("", ()), ("-a100", ON_A100), ("-8", EIGHT)):
         for name, guidance in GUIDANCE.items():
             found[name + ending] = Variant("five-task", (f"reward.guidance={guidance}", *more))
+    found |= {
+        f"{name}-curve": Variant("five-task", (f"reward.guidance={kind}", SEEDS)) for name, kind in GUIDANCE.items()
+    }
+    found |= {f"{name}-curve": Variant("dqn", (*more, SEEDS), "dqn.total_steps") for name, more in DQN_CURVES.items()}
     return found | {"dqn": Variant("dqn", steps="dqn.total_steps")}
 
 
 VARIANTS: dict[str, Variant] = _variants()
 """By name: the three of the paper on its four V100; `-a100` and `-8` are those that are trained again for other servers
-and for eight, as the paper does; `dqn` is the paper's own algorithm."""
+and for eight, as the paper does; `dqn` is the paper's own algorithm; `-curve` are those of several seeds."""
 
 
 def trained(context: Context, name: str) -> Path:
