@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.sensitivity import Sensitivity
     from jaxroute.commands.serve import Serve
     from jaxroute.commands.simulate import Simulate
+    from jaxroute.commands.sweep import Sweep
     from jaxroute.commands.testbed import TestbedCommand
     from jaxroute.commands.train import Train
     from jaxroute.errors import InputError
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         "leaderboard": Leaderboard,
         "paper": Paper,
         "train": Train,
+        "sweep": Sweep,
         "curves": Curves,
         "export": Export,
         "predictor": Predictor,
