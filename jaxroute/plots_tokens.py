@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def tbt_picture(runs: Named, quantiles: Mapping[str, np.ndarray]) -> Figure:
     over_time.set_ylim(bottom=0)
     over_time.set_ylabel("average TBT (ms); bands: 10 to 90 % of the requests")
     tidy(over_time, xlabel="arrival (s)")
-    figure.legend(*shares.get_legend_handles_labels(), loc="outside upper center", ncols=len(runs), frameon=False)
+    figure.legend(*shares.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -53,7 +54,7 @@ def spikes_picture(runs: Named) -> Figure:
         _draw_bars(axes, edges, run["longest_gap_series_s"], SKY)
         _draw_bars(axes, edges, run["spike_series_s"], ORANGE)
         axes.axhline(1e3 * run["plain_gap_s"], color=GREY, lw=1)
-        name_panel(axes, name.replace(" RL", "\nRL"))
+        name_panel(axes, textwrap.fill(name, 20))
         tidy(axes)
     panels[-1].set_xlim(0, max(run["end_s"] for run in runs.values()))
     panels[0].set_ylim(bottom=0)

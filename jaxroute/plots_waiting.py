@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxroute.plots import ORANGE, SKY, VERMILLION, policy_line_style, tidy
+from jaxroute.plots import policy_line_style, tidy
 
 Named = Mapping[str, Mapping[str, Any]]
 """Name of a policy -> the numbers of one seed, see `jaxroute.paper.timelines.numbers_of`."""
@@ -33,31 +33,5 @@ def queues_picture(runs: Named) -> Figure:
         tidy(axes)
     panels[-1].set_xlim(0, max(run["end_s"] for run in runs.values()))
     panels[-1].set_xlabel("time (s)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(runs), frameon=False)
-    return figure
-
-
-def waits_picture(waits: Mapping[str, tuple[float, float, float]]) -> Figure:
-    """Where a request spends its time, seconds, a bar per policy.
-
-    Args:
-      waits: name -> mean seconds at the router, in an instance's queue before it first runs, and from then to its end.
-    """
-    names = list(waits)
-    values = np.asarray([waits[name] for name in names])
-    figure = Figure(figsize=(8, 1.5 + 0.42 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    rows = np.arange(len(names))[::-1]
-    left = np.zeros(len(names))
-    labels = ("held at the router", "waits at the instance", "runs, preemptions included")
-    for column, (label, colour) in enumerate(zip(labels, (VERMILLION, ORANGE, SKY), strict=True)):
-        axes.barh(rows, values[:, column], left=left, height=0.62, color=colour, lw=0, label=label)
-        left += values[:, column]
-    for row, total in zip(rows, left, strict=True):
-        axes.annotate(f"{total:.1f}", (total, row), (5, 0), textcoords="offset points", va="center")
-    axes.set_yticks(rows, names)
-    axes.set_xlim(0, 1.1 * left.max())
-    tidy(axes, xlabel="mean time of a request (s)")
-    axes.grid(False, axis="y")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure

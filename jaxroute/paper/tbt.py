@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxroute.paired import relative_difference
+from jaxroute.paper.compare import REFERENCE, name_of
 from jaxroute.paper.part import Cell, Context, Findings, Part, Picture, Row, Table
-from jaxroute.paper.timelines import NAMES, REFERENCE, MainRun, main_run
+from jaxroute.paper.timelines import MainRun, main_run
 from jaxroute.token_gaps import SPIKE
 
 MS = 1e3
@@ -40,7 +40,7 @@ def _tbt_table(found: MainRun, command: str, seeds: str) -> Table:
     for name in found.policies:
         cells = [Cell(found.mean(name, column, MS), decimals=1) for column, _ in (*columns, *thirds)]
         change = Cell(text="-") if name == REFERENCE else Cell(found.change(name, "tbt_mean_s"), signed=True)
-        rows.append(Row(NAMES[name], (*cells, change)))
+        rows.append(Row(name_of(name), (*cells, change)))
     return Table(
         title="Average time between tokens of a request, ms",
         columns=("router", *(heading for _, heading in (*columns, *thirds)), "mean against round robin, %"),
@@ -62,7 +62,7 @@ def _spikes_table(found: MainRun, command: str, seeds: str) -> Table:
             Cell(found.mean(name, "spike_time_share", 100), decimals=1),
             Cell(found.mean(name, "plain_gap_s", MS), decimals=1),
         )
-        rows.append(Row(NAMES[name], cells))
+        rows.append(Row(name_of(name), cells))
     return Table(
         title="Spikes of the time between tokens",
         columns=("router", "spikes", "in 1,000 gaps", "mean, ms", "longest, ms", "of all time, %", "gap without, ms"),
@@ -76,9 +76,10 @@ def _spikes_table(found: MainRun, command: str, seeds: str) -> Table:
 def _pictures(found: MainRun, context: Context, command: str) -> tuple[Picture, ...]:
     from jaxroute.plots_tokens import spikes_picture, tbt_picture
 
-    first = {NAMES[name]: found.runs[name][0] for name in found.policies}
+    first = {name_of(name): found.runs[name][0] for name in found.policies}
     quantiles = {
-        NAMES[name]: np.mean([each["tbt_quantiles_s"] for each in found.runs[name]], axis=0) for name in found.policies
+        name_of(name): np.mean([each["tbt_quantiles_s"] for each in found.runs[name]], axis=0)
+        for name in found.policies
     }
     seed = f"seed {found.seeds[0]:,}"
     return (
@@ -112,7 +113,7 @@ def _early_late(found: MainRun) -> str:
     for name in learned:
         early, late = (found.change(name, f"tbt_{when}_s") for when in ("early", "late"))
         texts.append(
-            f"{NAMES[name]} {early.value:+.1f} % [{early.low:+.1f}, {early.high:+.1f}] early, {late.value:+.1f} % "
+            f"{name_of(name)} {early.value:+.1f} % [{early.low:+.1f}, {early.high:+.1f}] early, {late.value:+.1f} % "
             f"[{late.low:+.1f}, {late.high:+.1f}] late"
         )
     agrees = all(
@@ -134,7 +135,7 @@ def _spread(found: MainRun) -> str:
     change = found.change("guided", "tbt_sd_s")
     sure = "" if change.low > 0 or change.high < 0 else ", which is within its interval"
     return (
-        f"The paper has the least variance with workload-guided RL. Here it is with {NAMES[least]} "
+        f"The paper has the least variance with workload-guided RL. Here it is with {name_of(least)} "
         f"({spreads[least].value:.1f} ms over the requests); guided is {change.value:+.1f} % [{change.low:+.1f}, "
         f"{change.high:+.1f}] against round robin{sure}."
     )
@@ -158,17 +159,13 @@ def _why(found: MainRun) -> str:
         stalled = float(found.column(name, "spike_time_share").mean())
         count = float(found.column(name, "preemptions").mean())
         texts.append(
-            f"{NAMES[name]}: TBT {mean / plain:.1f} times a plain step, {100 * stalled:.0f} % of the decoding time in "
+            f"{name_of(name)}: TBT {mean / plain:.1f} times a plain step, {100 * stalled:.0f} % of decoding time in "
             f"spikes, {count:,.0f} preemptions"
         )
-    fewer = relative_difference(
-        found.column(found.policies[-1], "preemptions"), np.maximum(found.column(REFERENCE, "preemptions"), 1)
-    )
     return (
         "What lengthens the time between tokens, from the records: "
         + "; ".join(texts)
-        + f". A preempted request waits for room before its next token, so TBT follows preemptions ({fewer.value:+.0f} "
-        f"% with {NAMES[found.policies[-1]]}) and not only prompts."
+        + ". A preempted request waits for room before its next token, so TBT follows preemptions as well as prompts."
     )
 
 

@@ -12,7 +12,9 @@ from jaxroute import metrics
 from jaxroute.candidates import Candidate, by_program
 from jaxroute.leaderboard.entrants import fingerprint
 from jaxroute.paired import Interval, mean_interval, relative_difference
-from jaxroute.paper.measure import Setting, entrants, fleet
+from jaxroute.paper.compare import LEARNED, REFERENCE
+from jaxroute.paper.latency import REQUESTS, setting
+from jaxroute.paper.measure import Setting, entrants
 from jaxroute.paper.part import Context
 from jaxroute.plots import timeline_of
 from jaxroute.results import RunResult
@@ -20,18 +22,8 @@ from jaxroute.simulate import simulate
 from jaxroute.token_gaps import token_gaps
 from jaxroute.workload.prediction import predict
 
-POLICIES = ("round-robin", "baseline", "aware", "guided")
-REFERENCE = POLICIES[0]
-NAMES = {
-    "round-robin": "round robin",
-    "baseline": "baseline RL",
-    "aware": "workload-aware RL",
-    "guided": "workload-guided RL",
-}
-"""As the paper calls them."""
-
-REQUESTS, RATE = 2000, 20.0
-"""Of the paper's main run."""
+POLICIES = (REFERENCE, *LEARNED, "dqn")
+"""Round robin and the paper's variants; the last is trained by its own algorithm."""
 
 VERSION = 1
 """Of `numbers_of`; raised when its numbers change."""
@@ -100,18 +92,18 @@ class MainRun:
 
 def main_run(context: Context) -> MainRun:
     """Simulates what is not kept yet, a seed of all policies at a time."""
-    setting = Setting("four V100", fleet(), context.requests(REQUESTS), RATE)
+    main = setting(context.requests(REQUESTS))
     found, missing = entrants(context, POLICIES)
     runs: dict[str, list[Numbers]] = {each.name: [] for each in found}
     for seed in context.seeds:
-        keys = {each.name: _key(setting, each, seed) for each in found}
+        keys = {each.name: _key(main, each, seed) for each in found}
         if new := [each for each in found if context.store.find(keys[each.name]) is None]:
-            context.report(f"{setting.name}, seed {seed:,}: {', '.join(each.name for each in new)}")
-            for result in _results(setting, new, seed):
+            context.report(f"{main.name}, seed {seed:,}: {', '.join(each.name for each in new)}")
+            for result in _results(main, new, seed):
                 context.store.keep(keys[result.policy], numbers_of(result))
         for name, key in keys.items():
             runs[name].append(cast(Numbers, context.store.find(key)))
-    return MainRun(setting, context.seeds, runs, missing)
+    return MainRun(main, context.seeds, runs, missing)
 
 
 def _key(setting: Setting, policy: Candidate, seed: int) -> dict[str, object]:

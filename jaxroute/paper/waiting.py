@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from jaxroute.paper.compare import LEARNED, REFERENCE, name_of
+from jaxroute.paper.latency import RATE, REQUESTS, ROUTER_WAIT_S
 from jaxroute.paper.part import Cell, Context, Findings, Part, Picture, Row, Table
-from jaxroute.paper.timelines import NAMES, RATE, REFERENCE, REQUESTS, MainRun, main_run
-
-PRINTED_ROUTER_WAIT_S = {"baseline": 0.59, "aware": 4.41, "guided": 2.05}
-"""Mean wait at the router (the paper's section 6.1)."""
+from jaxroute.paper.pictures import latency_bars
+from jaxroute.paper.timelines import MainRun, main_run
 
 PRINTED_MAKESPAN_S = 173.1
 """Of round robin: what 7.53 s and 4.35 % of baseline RL imply."""
@@ -39,14 +39,14 @@ def _waits_table(found: MainRun, command: str, seeds: str) -> Table:
     rows = []
     for name in found.policies:
         cells = (
-            Cell(found.mean(name, "router_wait_s"), PRINTED_ROUTER_WAIT_S.get(name), decimals=2),
+            Cell(found.mean(name, "router_wait_s"), ROUTER_WAIT_S.get(name), decimals=2),
             Cell(found.mean(name, "router_wait_p99_s"), decimals=1),
             Cell(found.mean(name, "instance_wait_s"), decimals=2),
             Cell(found.mean(name, "instance_wait_p99_s"), decimals=1),
             Cell(found.mean(name, "service_s"), decimals=2),
             Cell(found.mean(name, "e2e_s"), decimals=2),
         )
-        rows.append(Row(NAMES[name], cells))
+        rows.append(Row(name_of(name), cells))
     return Table(
         title="Waiting time of a request, s",
         columns=(
@@ -75,7 +75,7 @@ def _queues_table(found: MainRun, command: str, seeds: str) -> Table:
             Cell(found.mean(name, "preemptions"), decimals=0),
             Cell(found.mean(name, "recomputed_share", 100), decimals=1),
         )
-        rows.append(Row(NAMES[name], cells))
+        rows.append(Row(name_of(name), cells))
     return Table(
         title="Queues, mean over the run",
         columns=(
@@ -95,21 +95,26 @@ def _queues_table(found: MainRun, command: str, seeds: str) -> Table:
 
 
 def _pictures(found: MainRun, context: Context, command: str) -> tuple[Picture, ...]:
-    from jaxroute.plots_waiting import queues_picture, waits_picture
+    from jaxroute.plots_waiting import queues_picture
 
-    columns = ("router_wait_s", "instance_wait_s", "service_s")
-    waits = {
-        NAMES[name]: tuple(float(found.column(name, column).mean()) for column in columns) for name in found.policies
-    }
+    waits = [(name_of(name), _parts(found, name)) for name in found.policies]
     return (
         Picture(
             "e-queues",
-            queues_picture({NAMES[name]: found.runs[name][0] for name in found.policies}),
+            queues_picture({name_of(name): found.runs[name][0] for name in found.policies}),
             f"Requests at the router and at the instances over time, seed {found.seeds[0]:,}.",
             command,
         ),
-        Picture("e-waits", waits_picture(waits), f"Where a request spends its time; {context.seeds_text()}.", command),  # type: ignore[arg-type]
+        Picture("e-waits", latency_bars(waits), f"Where a request spends its time; {context.seeds_text()}.", command),
     )
+
+
+def _parts(found: MainRun, policy: str) -> tuple[float, float, float]:
+    """Mean seconds of a request at the router, in an instance's queue, and from its first step to its end."""
+    router, instance, service = (
+        float(found.column(policy, name).mean()) for name in ("router_wait_s", "instance_wait_s", "service_s")
+    )
+    return router, instance, service
 
 
 def remarks(found: MainRun) -> tuple[str, ...]:
@@ -118,27 +123,27 @@ def remarks(found: MainRun) -> tuple[str, ...]:
 
 
 def _order(found: MainRun) -> str:
-    known = [name for name in PRINTED_ROUTER_WAIT_S if name in found.runs]
+    known = [name for name in LEARNED if name in found.runs]
     if len(known) < 2:
         return ""
     ours = sorted(known, key=lambda name: found.column(name, "router_wait_s").mean())
-    theirs = sorted(known, key=lambda name: PRINTED_ROUTER_WAIT_S[name])
+    theirs = sorted(known, key=lambda name: ROUTER_WAIT_S[name])
     same = "the same" if ours == theirs else "another"
     return (
-        f"Shortest wait at the router first, ours is {', '.join(NAMES[name] for name in ours)}; the paper's "
-        f"{', '.join(NAMES[name] for name in theirs)}: {same} order."
+        f"Shortest wait at the router first, ours is {', '.join(name_of(name) for name in ours)}; the paper's "
+        f"{', '.join(name_of(name) for name in theirs)}: {same} order."
     )
 
 
 def _held(found: MainRun) -> str:
     """Where the trained policies hold less than the paper's, or more: because the network need not hold to do well."""
-    known = [name for name in PRINTED_ROUTER_WAIT_S if name in found.runs]
+    known = [name for name in LEARNED if name in found.runs]
     if not known:
         return ""
     ours = [float(found.column(name, "router_wait_s").mean()) for name in known]
-    theirs = [PRINTED_ROUTER_WAIT_S[name] for name in known]
+    theirs = [ROUTER_WAIT_S[name] for name in known]
     texts = [
-        f"{NAMES[name]} {own:.2f} s ({printed:.2f} printed), mean E2E {found.change(name, 'e2e_s').value:+.1f} %"
+        f"{name_of(name)} {own:.2f} s ({printed:.2f} printed), mean E2E {found.change(name, 'e2e_s').value:+.1f} %"
         for name, own, printed in zip(known, ours, theirs, strict=True)
     ]
     side = "less" if sum(ours) < sum(theirs) else "more"
@@ -157,7 +162,7 @@ def _trade(found: MainRun) -> str:
             waits = found.column(name, "router_wait_s").mean() + found.column(name, "instance_wait_s").mean()
             base = found.column(REFERENCE, "router_wait_s").mean() + found.column(REFERENCE, "instance_wait_s").mean()
             change = found.change(name, "preemptions")
-            texts.append(f"{NAMES[name]} {waits - base:+.1f} s of waiting in all, preemptions {change.value:+.0f} %")
+            texts.append(f"{name_of(name)} {waits - base:+.1f} s of waiting in all, preemptions {change.value:+.0f} %")
     if not texts:
         return ""
     return f"Router and instance together, against round robin: {'; '.join(texts)}."
