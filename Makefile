@@ -7,7 +7,7 @@ VLLM := .venv-vllm
 VLLM_READY := $(VLLM)/.ready
 
 .PHONY: setup setup-reference setup-vllm demo testbed test lint test-slow test-live smoke-live bench bench-serve \
-	constraints clean
+	readme-results constraints clean
 
 setup: $(READY)
 
@@ -61,6 +61,10 @@ bench-serve: $(READY)
 
 bench: $(READY)
 	$(BIN)/jaxroute bench
+
+# The README's table of the paper's numbers: `make readme-results REPORT=runs/paper` after `jaxroute paper --out runs/paper`.
+readme-results: $(READY)
+	$(BIN)/python -m jaxroute.paper.readme $(REPORT)
 
 # What was tested, pinned; run it after a deliberate upgrade of .venv.
 constraints: $(READY)

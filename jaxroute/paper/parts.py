@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from jaxroute.errors import InputError
-from jaxroute.paper import a100, batching, hardware, impact_fit, instances, latency, tbt, waiting
+from jaxroute.paper import a100, batching, guidance, hardware, impact_fit, instances, latency, tbt, waiting
 from jaxroute.paper.part import Part
 
-PARTS: tuple[Part, ...] = tuple(
-    sorted(
-        (module.PART for module in (batching, latency, tbt, waiting, a100, instances, hardware, impact_fit)),
-        key=lambda part: part.letter,
-    )
-)
+MODULES = (batching, latency, tbt, waiting, a100, instances, hardware, impact_fit, guidance)
+
+PARTS: tuple[Part, ...] = tuple(sorted((module.PART for module in MODULES), key=lambda part: part.letter))
 """Every part, by letter."""
 
 
