@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from jaxroute.errors import InputError
-from jaxroute.paper import a100, batching, guidance, hardware, impact_fit, instances, latency, tbt, waiting
+from jaxroute.paper import a100, batching, guidance, hardware, impact_fit, instances, latency, prediction, tbt, waiting
 from jaxroute.paper.part import Part
 
-MODULES = (batching, latency, tbt, waiting, a100, instances, hardware, impact_fit, guidance)
+MODULES = (batching, prediction, latency, tbt, waiting, a100, instances, hardware, impact_fit, guidance)
 
 PARTS: tuple[Part, ...] = tuple(sorted((module.PART for module in MODULES), key=lambda part: part.letter))
 """Every part, by letter."""

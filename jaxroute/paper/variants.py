@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ class Variant:
 
     def command(self, name: str, steps: int) -> str:
         """The command that trains it alone."""
-        return f"jaxroute train --config {self.config} --set {' '.join(self.settings(name, steps))} --out RUN"
+        return f"jaxroute train --config {self.config} --set {shlex.join(self.settings(name, steps))} --out RUN"
 
 
 GUIDANCE = {"guided": "decaying", "aware": "constant", "baseline": "none"}
