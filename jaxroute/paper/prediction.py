@@ -14,55 +14,22 @@ from scipy import stats
 
 from jaxroute.paired import LEVEL, Interval
 from jaxroute.paper.part import Cell, Context, Findings, Part, Picture, Row, Table
+from jaxroute.paper.printed_prediction import PRINTED, Printed, heavy_share, majority_remarks, majority_table
 from jaxroute.predictor.folder import DEFAULT, digest, predictor_named
-from jaxroute.workload.five_task import TASKS
 
 Numbers = Mapping[str, Any]
 """Results in JSON's own types."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Printed:
-    """One of the paper's four rows, % right.
-
-    Attributes:
-      equal: whether its buckets are as wide as each other.
-      hint: whether the task is in the prompt.
-      text: as version 2 of the text has it; equal buckets of 250 tokens.
-      slides: as the slides have it; equal buckets of 512 tokens.
-    """
-
-    equal: bool
-    hint: bool
-    text: float
-    slides: float
-
-    @property
-    def name(self) -> str:
-        """In words."""
-        return f"{'equal' if self.equal else 'unequal'} buckets, task {'told' if self.hint else 'not told'}"
-
-
-PRINTED = (
-    Printed(False, True, 79.15, 73.0),
-    Printed(False, False, 5.5, 9.3),
-    Printed(True, True, 68.23, 65.0),
-    Printed(True, False, 9.3, 5.5),
-)
-
-PRINTED_BY_TASK = {"translation": 93.10, "sentiment": 79.92, "qa_context": 65.27, "qa_open": 70.36, "ner": 95.06}
-"""Unequal buckets, task told (its Table 1)."""
-
-
 def run(context: Context) -> Findings:
-    """Measures the shipped predictor on the prompts that are given, or says what it was measured at when it was made."""
+    """Measures the shipped predictor on the prompts that are given, or says what it was when it was made."""
     command = context.command(PART.letter)
     measured = None
     if context.prompts:
         context.report(f"the shipped predictor on {', '.join(path.name for path in context.prompts)}")
         measured = _measured(context)
     tables = [_printed_table(command) if measured is None else _four_rows(measured, command)]
-    tables += [_recorded_table(command), _majority_table(command)]
+    tables += [_recorded_table(command), majority_table(command)]
     return Findings(
         setting=_setting(measured),
         tables=tuple(tables),
@@ -119,17 +86,18 @@ def share(value: float, rows: int) -> Interval:
 def _setting(measured: Numbers | None) -> tuple[str, ...]:
     general = (
         "The paper's DistilBERT names the bucket of an answer by Llama-2-7B, with and without `This is a TASK task` "
-        "behind the prompt; its text and its slides print different numbers, and neither its prompts nor the lengths of "
-        "the answers are public. Ours is the predictor that ships with jaxroute, two layers of 64 units."
+        "behind the prompt; its text and its slides print different numbers, and neither its prompts nor the lengths "
+        "of the answers are public. Ours is the predictor that ships with jaxroute, two layers of 64 units."
     )
     if measured is None:
         return (general, "No prompts with answers were given (`--prompts FILE`), so nothing is measured here.")
     rows = max(row["n"] for row in measured["rows"])
     return (
         general,
-        f"Measured on {rows:,} test rows of the prompts that were given; buckets are fitted on their {measured['train']:,} "
-        "training rows, as are the baselines. The predictor was trained on five buckets as frequent as each other; the "
-        "probabilities of the paper's wide buckets are sums of theirs. Intervals are Wilson's, over rows.",
+        f"Measured on {rows:,} test rows of the prompts that were given; buckets are fitted on their "
+        f"{measured['train']:,} training rows, as are the baselines. The predictor was trained on five buckets as "
+        "frequent as each other; its probabilities of the paper's wide ones are sums of theirs. Intervals: Wilson's, "
+        "over rows.",
     )
 
 
@@ -213,58 +181,6 @@ def _recorded_table(command: str) -> Table:
     )
 
 
-def light_or_heavy(heavy: float) -> float:
-    """Share that naming the commoner of two classes gets right."""
-    return max(heavy, 1 - heavy)
-
-
-def majority_by_task() -> float:
-    """Of the paper's data: share that naming the commoner class of each task gets right."""
-    samples = sum(task.samples for task in TASKS)
-    return sum(task.samples * light_or_heavy(task.long_share) for task in TASKS) / samples
-
-
-def heavy_share() -> float:
-    """Of the paper's data: share of heavy decodes."""
-    return sum(task.samples * task.long_share for task in TASKS) / sum(task.samples for task in TASKS)
-
-
-def _majority_table(command: str) -> Table:
-    """What the paper's Table 1 says of itself: no measurement of ours."""
-    rows = [
-        Row(
-            task.name,
-            (
-                Cell(text=f"{task.samples:,}"),
-                Cell(text=f"{100 * task.long_share:.2f}"),
-                Cell(text=f"{100 * light_or_heavy(task.long_share):.2f}"),
-                Cell(text=f"{PRINTED_BY_TASK[task.name]:.2f}"),
-            ),
-        )
-        for task in TASKS
-    ]
-    total = sum(task.samples for task in TASKS)
-    rows.append(
-        Row(
-            "all",
-            (
-                Cell(text=f"{total:,}"),
-                Cell(text=f"{100 * heavy_share():.2f}"),
-                Cell(text=f"{100 * majority_by_task():.2f}"),
-                Cell(text=f"{PRINTED[0].text:.2f}"),
-            ),
-        )
-    )
-    return Table(
-        title="The row that the paper lacks, from its own Table 1",
-        columns=("task", "samples", "heavy decodes, %", "commoner of light and heavy, %", "printed accuracy, %"),
-        rows=tuple(rows),
-        command=command,
-        seeds="printed numbers and arithmetic",
-        note="A heavy decode takes 5 s or more, about 250 tokens, where the second of the unequal buckets begins.",
-    )
-
-
 def _picture(measured: Numbers | None, command: str) -> Picture:
     from jaxroute.plots_prediction import accuracy_picture
 
@@ -289,44 +205,25 @@ def remarks(measured: Numbers | None) -> tuple[str, ...]:
     """What was measured against what is printed."""
     if measured is None:
         return ()
+    knows = f"{100 * float(str(predictor_named(DEFAULT).training['val_task_top1'])):.0f} %"
     found = []
-    first = measured["first_bucket"]
+    unequal, equal = (100 * measured["first_bucket"][kind] for kind in ("unequal", "equal"))
     found.append(
-        f"Nothing here can be held against the printed numbers as it stands: {100 * first['unequal']:.0f} % of the answers "
-        f"at hand are in the first unequal bucket and {100 * first['equal']:.0f} % in the first equal one, of the paper's "
-        f"about {100 * (1 - heavy_share()):.0f} %."
+        f"The printed numbers are not for this data: {unequal:.0f} % of the answers at hand are in the first unequal "
+        f"bucket and {equal:.0f} % in the first equal one, of the paper's about {100 * (1 - heavy_share()):.0f} %."
     )
     for equal in (False, True):
         told, untold = (_row_of(measured, each, "all") for each in PRINTED if each.equal == equal)
         if told is not None and untold is not None:
             kind = "equal" if equal else "unequal"
             printed = [each.text for each in PRINTED if each.equal == equal]
-            gain = 100 * (told["top1"] - told["majority"])
+            gain, hint = (100 * (told["top1"] - other) for other in (told["majority"], untold["top1"]))
             found.append(
-                f"On {kind} buckets the predictor is right {gain:+.1f} points more often than the most common bucket, and "
-                f"telling it the task changes {100 * (told['top1'] - untold['top1']):+.1f} points; printed: "
-                f"{printed[0] - printed[1]:+.1f}. The wording of a prompt gives its task away, so its absence cannot cost "
-                "that much."
+                f"On {kind} buckets the predictor is right {gain:+.1f} points more often than the commonest bucket; to "
+                f"be told the task changes {hint:+.1f} points (printed: {printed[0] - printed[1]:+.1f}). Prompts give "
+                f"their task away by their wording: the shipped predictor names it in {knows} of its validation rows."
             )
     return tuple(found)
-
-
-def majority_remarks() -> tuple[str, ...]:
-    """What the paper's own numbers say of each other."""
-    light, by_task = 100 * light_or_heavy(heavy_share()), 100 * majority_by_task()
-    commoner = [100 * light_or_heavy(task.long_share) for task in TASKS]
-    accuracy = [PRINTED_BY_TASK[task.name] for task in TASKS]
-    correlation = float(np.corrcoef(commoner, accuracy)[0, 1])
-    untold = [each.text for each in PRINTED if not each.hint]
-    return (
-        f"From the paper's Table 1: naming always the commoner class is right in {light:.1f} % of its prompts, that of the "
-        f"task in {by_task:.1f} %; its equal buckets with the task have {PRINTED[2].text:g} %, its unequal ones "
-        f"{PRINTED[0].text - by_task:+.1f} points more. By task its accuracy goes with how lopsided the task is "
-        f"(correlation {correlation:.2f}).",
-        f"Without the task it prints {untold[0]:g} and {untold[1]:g} %, a tenth of what a constant gets; text and slides "
-        "have these two swapped. A predictor that knows nothing cannot be so wrong, so these figures are likely of labels "
-        "that do not belong to the buckets (such as one class for each length).",
-    )
 
 
 PART = Part(
