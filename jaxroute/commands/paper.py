@@ -49,6 +49,11 @@ class Paper:
     """Most requests of a run; by default the paper's number."""
     train_steps: int | None = None
     """Router intervals that each policy is trained for; 1,000,000, with --quick 150,000."""
+    prompts: tuple[Path, ...] = ()
+    """Files of prompts with the lengths of their answers, see `jaxroute predictor evaluate`, for part (b)."""
+    prompts: tuple[Path, ...] = ()
+    """Files of prompts with the lengths of real answers, as `jaxroute predictor` reads them, to measure length prediction
+    on; without any, part (b) has the shipped predictor's recorded figures."""
 
     def run(self) -> None:
         """Runs it."""
@@ -89,10 +94,17 @@ class Paper:
             most = MOST_SEED - effort.seeds
             raise InputError(f"--first-seed is {self.first_seed}, must be from {FIRST_SEED} to {most}")
 
+        if missing := [path for path in self.prompts if not path.is_file()]:
+            raise InputError(
+                f"--prompts {missing[0]}: no such file; give JSON lines with prompt, output_tokens, task and split"
+            )
+
         def report(text: str) -> None:
             console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-        return Context(self.out, effort, self.first_seed, Store(self.out / "cache"), report, self._options)
+        return Context(
+            self.out, effort, self.first_seed, Store(self.out / "cache"), report, self._options, self.prompts
+        )
 
     def _header(self, context: Context, sections: list[Section]) -> Header:
         from jaxroute.leaderboard.store import made_by
@@ -118,6 +130,9 @@ class Paper:
         for name, default in (("seeds", None), ("first_seed", 1_000_000), ("requests", None), ("train_steps", None)):
             if (value := getattr(self, name)) != default:
                 parts.append(f" --{name.replace('_', '-')} {value}")
+        parts += [f" --prompts {' '.join(map(str, self.prompts))}"] if self.prompts else []
+        if self.prompts:
+            parts.append(f" --prompts {' '.join(path.name for path in self.prompts)}")
         return "".join(parts)
 
 

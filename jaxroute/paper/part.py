@@ -168,6 +168,7 @@ class Context:
       store: of results.
       report: shows a line of progress.
       options: the command's options that differ from their defaults, for `command`.
+      prompts: files of prompts with the lengths of real answers, as `jaxroute predictor` reads them, for part (b).
     """
 
     out: Path
@@ -176,6 +177,7 @@ class Context:
     store: Store
     report: Callable[[str], None] = lambda text: None
     options: str = ""
+    prompts: tuple[Path, ...] = ()
 
     @property
     def quick(self) -> bool:

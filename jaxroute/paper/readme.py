@@ -1,4 +1,4 @@
-"""The README's table of results, from a report: `make readme-results REPORT=DIR`, or without a report from what is kept.
+"""The README's table of results, from a report: `make readme-results REPORT=DIR`, or without one from what is kept.
 
 The numbers that it shows are kept in `results/paper.json`, so that a test can tell whether the README holds them.
 """

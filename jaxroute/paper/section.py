@@ -100,7 +100,8 @@ def kept(context: Context, letter: str) -> Section | None:
 
 
 def _made(context: Context) -> dict[str, object]:
-    return {"effort": dataclasses.asdict(context.effort), "first_seed": context.first_seed}
+    prompts = [str(path) for path in context.prompts]
+    return {"effort": dataclasses.asdict(context.effort), "first_seed": context.first_seed, "prompts": prompts}
 
 
 def _section(fields: dict[str, Any]) -> Section:

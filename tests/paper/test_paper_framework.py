@@ -280,6 +280,7 @@ def test_a_part_that_cannot_be_made_says_so(tmp_path: Path, monkeypatch: pytest.
         (("--seeds", "0"), "--seeds is 0, must be at least 1"),
         (("--requests", "1"), "--requests is 1, must be at least 2"),
         (("--train-steps", "0"), "--train-steps is 0, must be at least 1"),
+        (("--prompts", "nowhere.jsonl"), "--prompts nowhere.jsonl: no such file"),
         (("--first-seed", "5"), "--first-seed is 5, must be from 1000000 to"),
     ],
 )
