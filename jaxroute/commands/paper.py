@@ -52,8 +52,8 @@ class Paper:
     prompts: tuple[Path, ...] = ()
     """Files of prompts with the lengths of their answers, see `jaxroute predictor evaluate`, for part (b)."""
     prompts: tuple[Path, ...] = ()
-    """Files of prompts with the lengths of real answers, as `jaxroute predictor` reads them, to measure length prediction
-    on; without any, part (b) has the shipped predictor's recorded figures."""
+    """Files of prompts with the lengths of real answers, as `jaxroute predictor` reads them, to measure the length
+    predictor on; without any, part (b) has its recorded figures."""
 
     def run(self) -> None:
         """Runs it."""
