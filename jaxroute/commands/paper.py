@@ -51,9 +51,6 @@ class Paper:
     """Router intervals that each policy is trained for; 1,000,000, with --quick 150,000."""
     prompts: tuple[Path, ...] = ()
     """Files of prompts with the lengths of their answers, see `jaxroute predictor evaluate`, for part (b)."""
-    prompts: tuple[Path, ...] = ()
-    """Files of prompts with the lengths of real answers, as `jaxroute predictor` reads them, to measure the length
-    predictor on; without any, part (b) has its recorded figures."""
 
     def run(self) -> None:
         """Runs it."""
@@ -131,8 +128,6 @@ class Paper:
             if (value := getattr(self, name)) != default:
                 parts.append(f" --{name.replace('_', '-')} {value}")
         parts += [f" --prompts {' '.join(map(str, self.prompts))}"] if self.prompts else []
-        if self.prompts:
-            parts.append(f" --prompts {' '.join(path.name for path in self.prompts)}")
         return "".join(parts)
 
 
