@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.params import make_config
-from jaxroute.devices import lane_sharding
+from jaxroute.devices import lane_sharding, placed
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.make_env import env_params
@@ -86,7 +86,7 @@ def on_mesh(params: EnvParams, states: TrainState, mesh: jax.sharding.Mesh) -> t
         state_specs(states),
         is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec),
     )
-    return jax.device_put(params, lane_sharding(mesh)), jax.device_put(states, shardings)
+    return placed(params, lane_sharding(mesh)), placed(states, shardings)
 
 
 def states_of(learner: Learner, params: EnvParams, *seeds: int) -> TrainState:

@@ -1,0 +1,64 @@
+"""One of several processes that agree on things and learn `uneven` together.
+
+`python together.py HOST:PORT PROCESSES PROCESS FOLDER`: writes what it was told to `PROCESS.json`, and the weights to
+`weights.npz`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import uneven
+from tiny import states_of
+
+from jaxroute.devices import lane_mesh, lane_sharding, on_host, placed
+from jaxroute.errors import InputError
+from jaxroute.train.distributed import Join, agreed, by_first, check_same, is_first, joined
+from jaxroute.train.ppo import make_learner
+
+
+def told(process: int) -> dict[str, Any]:
+    """What this process learns from the others."""
+
+    def refuse() -> None:
+        raise InputError("the first one says nö")
+
+    found: dict[str, Any] = {"devices": len(jax.devices()), "first": is_first()}
+    found["none"], found["one"] = agreed(False), agreed(process == 1)
+    by_first(lambda: None)
+    for name, action in (
+        ("refused", lambda: by_first(refuse)),
+        ("differs", lambda: check_same("their numbers", np.asarray([process]))),
+    ):
+        try:
+            action()
+        except InputError as error:
+            found[name] = str(error)
+    check_same("the key", jax.random.key(3))
+    values = placed(np.arange(16), lane_sharding(lane_mesh(len(jax.devices()))))
+    found["here"] = [shard.data.tolist() for shard in values.addressable_shards]
+    found["whole"] = on_host(values).tolist()
+    return found
+
+
+def main(coordinator: str, processes: int, process: int, folder: Path) -> None:
+    """See the module's docstring."""
+    with joined(Join(coordinator, processes, process, 60), "together"):
+        (folder / f"{process}.json").write_text(json.dumps(told(process)))
+        env, params = uneven.problem()
+        learner = make_learner(uneven.config(), (env,))
+        after = uneven.trained(learner, params, states_of(learner, params, uneven.SEED), len(jax.devices()))
+        weights = uneven.weights_of(after, 0)
+        if is_first():
+            np.savez(folder / "weights.npz", weights=weights)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
