@@ -111,7 +111,7 @@ def run_scaling(
     sums: Counter[int] = Counter()
     for count in devices:
         point, sums = _measure(base, count, repeats)
-        points.append(_with_efficiency(point, points[0] if points else point, cores))
+        points.append(with_efficiency(point, points[0] if points else point, cores))
         yield points[-1]
     first = points[0]
     start_s = first.update_s - first.all_reduce_s if update_s is None else update_s
@@ -198,7 +198,8 @@ def _measure(base: TrainConfig, devices: int, repeats: int) -> tuple[Point, Coun
     return point, sums
 
 
-def _with_efficiency(point: Point, first: Point, cores: int | None) -> Point:
+def with_efficiency(point: Point, first: Point, cores: int | None) -> Point:
+    """The point with its efficiencies over the first one; `cores` are those that CPU devices share."""
     each = first.env_steps_per_s / first.devices
     usable = point.devices if cores is None else min(point.devices, max(cores, first.devices))
     return dataclasses.replace(
