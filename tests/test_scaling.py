@@ -13,7 +13,7 @@ import pytest
 from jaxroute.cli import main
 from jaxroute.devices import AXIS, lane_mesh
 from jaxroute.expectation import Links, expect
-from jaxroute.scaling import Point, with_efficiency, sums_of
+from jaxroute.scaling import Point, sums_of, with_efficiency
 from jaxroute.train.load_config import load_config
 
 
