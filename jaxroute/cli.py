@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     from jaxroute.commands.sensitivity import Sensitivity
     from jaxroute.commands.serve import Serve
     from jaxroute.commands.simulate import Simulate
+    from jaxroute.commands.surface import SurfaceCommand
     from jaxroute.commands.sweep import Sweep
     from jaxroute.commands.testbed import TestbedCommand
     from jaxroute.commands.train import Train
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     commands: dict[str, Callable[..., Any]] = {
         "simulate": Simulate,
+        "surface": SurfaceCommand,
         "evaluate": Evaluate,
         "leaderboard": Leaderboard,
         "paper": Paper,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PICTURE_SPAN_S = 20.0
 """Seconds of engine steps that one timeline picture shows."""
 
+BUSIEST = "busiest"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Simulate(FleetOptions):
@@ -60,6 +62,9 @@ class Simulate(FleetOptions):
     """A decode of a synthetic set is heavy when it alone takes this long, seconds."""
     pictures: bool = True
     """Draw the pictures."""
+    timeline: str | None = None
+    """Seconds START:END, or busiest: draws for every policy the cluster over that time (router queue, holds, engine
+    steps, preemptions) and the share of its actions over the whole run."""
 
     def run(self) -> None:
         """Runs it."""
@@ -69,6 +74,7 @@ class Simulate(FleetOptions):
         console = table_console()
         policies, replayed = self._policies()
         check_folder(self.out)
+        self._window(None)
         fleet = self.fleet_of(self.instances)
         table, prediction = self._workload(fleet, console)
         fleet.check(table)
@@ -157,8 +163,25 @@ class Simulate(FleetOptions):
         if self.pictures:
             with console.status("drawing"):
                 _draw(results, summaries, self.out)
+        if self.timeline is not None:
+            with console.status("drawing timelines"):
+                for result in results:
+                    _draw_timeline(result, self._window(result), self.out)
         console.print(comparison_table(summaries))
         console.print(f"written to {self.out}")
+
+    def _window(self, result: RunResult | None) -> tuple[float, float]:
+        """Seconds that the timeline of a run shows; without a run, the option is only checked."""
+        if self.timeline in (None, BUSIEST):
+            start_s = 0.0 if result is None else _busiest_s(result)
+            return start_s, start_s + PICTURE_SPAN_S
+        try:
+            start_s, end_s = map(float, str(self.timeline).split(":"))
+        except ValueError:
+            start_s, end_s = 0.0, 0.0
+        if not 0 <= start_s < end_s < float("inf"):
+            raise InputError(f"--timeline {self.timeline}: give START:END in seconds, such as 40:60, or {BUSIEST}")
+        return start_s, end_s
 
 
 def _draw(results: Sequence[RunResult], summaries: Sequence[metrics.Summary], folder: Path) -> None:
@@ -176,6 +199,14 @@ def _draw(results: Sequence[RunResult], summaries: Sequence[metrics.Summary], fo
             plots.save(plots.queue_lengths(result), folder / f"{result.policy}.queues.png")
             picture = plots.step_timeline(result, start_s, start_s + PICTURE_SPAN_S)
             plots.save(picture, folder / f"{result.policy}.steps.png")
+
+
+def _draw_timeline(result: RunResult, window: tuple[float, float], folder: Path) -> None:
+    from jaxroute import plots
+    from jaxroute.plots_cluster import action_share, cluster_timeline
+
+    plots.save(cluster_timeline(result, *window), folder / f"{result.policy}.timeline.png")
+    plots.save(action_share(result), folder / f"{result.policy}.actions.png")
 
 
 def _busiest_s(result: RunResult) -> float:
