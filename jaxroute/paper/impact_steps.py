@@ -66,17 +66,21 @@ def designed_steps(profile: StepProfile) -> Numbers:
     """Steps of prompts alone, to `LONGEST_PROMPT` tokens, and of batches that decode, to `MOST_CONTEXT` in all."""
     prompts = np.linspace(20, LONGEST_PROMPT, PROMPTS).astype(int)
     arrivals = BETWEEN_PROMPTS_S * np.arange(PROMPTS)
-    alone = _steps(profile, 1, RequestTable.create(arrivals, prompts, np.ones_like(prompts), name="prompts alone"))
-    single = alone.prefills(1)
-    starts = np.repeat(BETWEEN_BATCHES_S * np.arange(len(BATCHES)), BATCHES)
+    starts = arrivals[-1] + BETWEEN_BATCHES_S * np.repeat(1 + np.arange(len(BATCHES)), BATCHES)
     outputs = np.repeat([MOST_CONTEXT // size - BATCH_PROMPT for size in BATCHES], BATCHES)
-    table = RequestTable.create(starts, np.full_like(outputs, BATCH_PROMPT), outputs, name="batches")
-    batched = _steps(profile, 1, table)
+    table = RequestTable.create(
+        np.concatenate([arrivals, starts]),
+        np.concatenate([prompts, np.full_like(outputs, BATCH_PROMPT)]),
+        np.concatenate([np.ones_like(prompts), outputs]),
+        name="designed",
+    )
+    steps = _steps(profile, 1, table)
+    single = steps.prefills(1) & (steps.resident_tokens == 0)
     batches = []
     for size in BATCHES:
-        own = batched.decodes & (batched.decode_seqs == size)
-        batches.append({"size": size, **_fit_and_points(batched.resident_tokens[own], batched.duration_s[own])})
-    return {"prompt": _fit_and_points(alone.prefill_tokens[single], alone.duration_s[single]), "batches": batches}
+        own = steps.decodes & (steps.decode_seqs == size)
+        batches.append({"size": size, **_fit_and_points(steps.resident_tokens[own], steps.duration_s[own])})
+    return {"prompt": _fit_and_points(steps.prefill_tokens[single], steps.duration_s[single]), "batches": batches}
 
 
 def busy_steps(profile: StepProfile, requests: int, seed: int) -> Numbers:
