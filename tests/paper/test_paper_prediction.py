@@ -1,4 +1,4 @@
-"""Part (b): arithmetic on what is printed, the shipped predictor's record, and a measurement on a handful of prompts."""
+"""Part (b): arithmetic on what is printed, the shipped predictor's record, and a measurement on some prompts."""
 
 from __future__ import annotations
 
