@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxroute.paper.compare import REFERENCE, name_of
 from jaxroute.paper.part import Cell, Context, Findings, Part, Picture, Row, Table
+from jaxroute.paper.partitions import partitions_remark, partitions_table, spreads
 from jaxroute.paper.timelines import MainRun, main_run
 from jaxroute.token_gaps import SPIKE
 
@@ -18,6 +19,8 @@ PRINTED_AXIS_S, PRINTED_SPIKE_AXIS_S = 0.5, 0.3
 def run(context: Context) -> Findings:
     """Simulates the paper's main run and looks at its tokens."""
     found = main_run(context)
+    context.report("eight requests, all ways to share them")
+    shared = {scheduler: spreads(context, scheduler) for scheduler in ("prefill-first", "chunked")}
     command, seeds = context.command(PART.letter), context.seeds_text()
     return Findings(
         setting=(
@@ -26,9 +29,13 @@ def run(context: Context) -> Findings:
             f"between two tokens of an instance, {SPIKE:g} times as long as its median one without a prompt, in which "
             "it computed prompts; those of restarted requests count as well.",
         ),
-        tables=(_tbt_table(found, command, seeds), _spikes_table(found, command, seeds)),
+        tables=(
+            _tbt_table(found, command, seeds),
+            _spikes_table(found, command, seeds),
+            partitions_table(shared, command, seeds),
+        ),
         pictures=_pictures(found, context, command),
-        remarks=remarks(found),
+        remarks=(*remarks(found), partitions_remark(shared)),
         commands=(found.simulate_command(),),
     )
 
@@ -173,6 +180,6 @@ PART = Part(
     letter="d",
     name="tbt",
     title="Time between tokens",
-    paper="figures 1a, 5a, 5b and 6c",
+    paper="figures 1a, 2, 5a and 5b",
     run=run,
 )
