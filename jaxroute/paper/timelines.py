@@ -138,16 +138,21 @@ def _token_numbers(result: RunResult) -> Numbers:
         "tbt_mean_s": float(tbt[known].mean()),
         "tbt_sd_s": float(tbt[known].std()),
         "tbt_p99_s": float(np.quantile(tbt[known], 0.99)),
-        "tbt_early_s": float(tbt[known & (arrival <= early)].mean()),
-        "tbt_late_s": float(tbt[known & (arrival > late)].mean()),
+        "tbt_early_s": _mean(tbt[known & (arrival <= early)]),
+        "tbt_late_s": _mean(tbt[known & (arrival >= late)]),
         "tbt_quantiles_s": np.quantile(tbt[known], np.linspace(0, 1, QUANTILES)).tolist(),
         "plain_gap_s": gaps.plain_s,
         "spikes": int(spikes.sum()),
-        "spikes_per_1000": float(1000 * spikes.mean()),
-        "spike_mean_s": float(gaps.gap_s[spikes].mean()) if spikes.any() else 0.0,
+        "spikes_per_1000": 1000 * float(spikes.sum()) / max(1, len(spikes)),
+        "spike_mean_s": _mean(gaps.gap_s[spikes]),
         "spike_max_s": float(gaps.gap_s[spikes].max(initial=0.0)),
-        "spike_time_share": float(gaps.gap_s[spikes].sum() / gaps.gap_s.sum()),
+        "spike_time_share": float(gaps.gap_s[spikes].sum()) / max(float(gaps.gap_s.sum()), 1e-9),
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    """NaN of none."""
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _wait_numbers(result: RunResult) -> Numbers:

@@ -161,8 +161,8 @@ def _trade(found: MainRun) -> str:
         if name != REFERENCE:
             waits = found.column(name, "router_wait_s").mean() + found.column(name, "instance_wait_s").mean()
             base = found.column(REFERENCE, "router_wait_s").mean() + found.column(REFERENCE, "instance_wait_s").mean()
-            change = found.change(name, "preemptions")
-            texts.append(f"{name_of(name)} {waits - base:+.1f} s of waiting in all, preemptions {change.value:+.0f} %")
+            own, other = (found.column(each, "preemptions").mean() for each in (name, REFERENCE))
+            texts.append(f"{name_of(name)} {waits - base:+.1f} s of waiting, {own:,.0f} preemptions for {other:,.0f}")
     if not texts:
         return ""
     return f"Router and instance together, against round robin: {'; '.join(texts)}."
