@@ -332,13 +332,12 @@ def batch(
     samples = own.batch // learner.lanes
     at = replay.windows(key, lanes, count, rows=learner.rows, samples=samples, length=own.steps + 1)
     before = replay.taken((memory.observed, memory.action), at[..., 0])
+    inside = at[..., :-1]
+    reward, penalty = replay.taken((memory.reward, memory.penalty), inside)
     if learner.config.reward.kind == "paper":
-        rewards = replay.taken((memory.reward, memory.penalty), at[..., :-1])
-        rewards = rewards[0] - guidance * rewards[1]
-    else:
-        rewards = replay.taken(memory.reward, at[..., :-1])
-    flags = replay.taken((memory.terminated, memory.ended, memory.alive), at[..., :-1])
-    back = returns(rewards / own.reward_unit, *flags, learner.discount(group, guidance))
+        reward -= guidance * penalty
+    flags = replay.taken((memory.terminated, memory.ended, memory.alive), inside)
+    back = returns(reward / own.reward_unit, *flags, learner.discount(group, guidance))
     return Batch(*before, back, replay.taken(memory.observed, at[..., -1]))
 
 
