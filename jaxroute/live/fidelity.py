@@ -24,7 +24,7 @@ from jaxroute.testbed.trace import MOST_OVERRUN_SHARE
 from jaxroute.workload.prediction import Prediction, predict
 from jaxroute.workload.table import RequestTable
 
-LOADED_REQUESTS, LOADED_SHARE = 120, 0.6
+LOADED_REQUESTS, LOADED_SHARE = 300, 0.7
 """Requests by which the front end of loaded servers is measured, and their rate as a share of the capacity."""
 
 SETTLE_S = 0.7

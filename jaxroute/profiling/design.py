@@ -33,6 +33,9 @@ BLOCKER_MS = 60.0
 MOST_SEQUENCES = 192
 """Of a batch; beyond it a client sees its own work."""
 
+SHORT, SHORT_TIMES = 250, 3
+"""Tokens of prompts that are sent so many times as often: of a step that short, a millisecond of delay is a tenth."""
+
 SHRINK = 0.6
 """Each level of a batch is about this share of the one before."""
 
@@ -97,7 +100,7 @@ class _Effort:
       every: one of so many prompt lengths and groups is used.
       contexts: of the scenes of fit and hold-out, by their place in the list.
       rounds: times that the scenes of the fit are played.
-      repeats: times that prompts alone are sent.
+      repeats: times that prompts alone are sent, short ones more often.
       level_steps: steps of a level of the batch.
       setup_ms: that the prompts of a batch may take.
     """
@@ -180,9 +183,11 @@ def _cut_injections(limits: Limits, blocker: int, cuts: tuple[tuple[float, ...],
 
 def _prompts(part: str, injections: list[Injection], repeats: int) -> list[Prompts]:
     """Groups behind a blocker; blockers alone, to compare with; and each other length alone once."""
-    blockers = [Injection(injections[0].blocker)] * max(12, len(injections) * repeats // 2)
+    short = [injection for injection in injections if sum(injection.group) <= SHORT]
+    groups = (injections + short * (SHORT_TIMES - 1)) * repeats
+    blockers = [Injection(injections[0].blocker)] * max(12, len(groups) // 2)
     alone = [Injection(injection.group[0]) for injection in injections if len(injection.group) == 1]
-    return [Prompts(f"prompts-{part}", part, each) for each in (*(injections * repeats), *blockers, *alone)]
+    return [Prompts(f"prompts-{part}", part, each) for each in (*groups, *blockers, *alone)]
 
 
 def _scenes(
