@@ -28,6 +28,8 @@ VARIED, ANOTHER, HOLD = 0, 1, 2
 FILLINGS, LENGTHS = 121, 80
 SHORTEST_PROMPT = 10
 HEAD_WAIT_S, SCRAPE_AGE_S = 0.1, 0.05
+SENT_BEFORE = 1000
+"""Requests for each server; the same in all views, since some policies count them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _view(params: ClusterParams, scene: Scene, buckets: int, share: jax.Array, p
         head_predicted_tokens=jnp.int32(scene.output_tokens),
         head_predicted_upper=jnp.int32(max(upper, scene.output_tokens)),
         head_wait=jnp.float32(HEAD_WAIT_S),
-        dispatched=jnp.sum(requests, dtype=jnp.int32),
+        dispatched=jnp.int32(SENT_BEFORE * instances),
         in_flight=requests,
         in_flight_tokens=tokens,
         awaiting_first=zeros,

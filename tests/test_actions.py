@@ -88,12 +88,12 @@ def test_a_timeline_of_no_time_is_refused(with_timeline):
 
 
 def test_simulate_draws_a_timeline_for_every_policy(tmp_path, capsys):
-    options = ["simulate", "--profile", "v100-32gb-llama2-7b", "--workload", "five-task", "--requests", "60"]
-    options += ["--policy", "round-robin,gated-central-queue", "--kv-tokens", "3800", "--no-pictures"]
+    options = ["simulate", "--profile", "v100-32gb-llama2-7b", "--workload", "five-task", "--requests", "40"]
+    options += ["--policy", "round-robin,least-kv", "--kv-tokens", "3800", "--no-pictures"]
     main([*options, "--out", str(tmp_path / "out"), "--timeline", "busiest"])
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
     expected = {
-        f"{policy}.{kind}.png" for policy in ("round-robin", "gated-central-queue") for kind in ("timeline", "actions")
+        f"{policy}.{kind}.png" for policy in ("round-robin", "least-kv") for kind in ("timeline", "actions")
     }
     assert names == expected
     with pytest.raises(SystemExit) as stop:

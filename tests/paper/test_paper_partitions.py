@@ -26,6 +26,7 @@ def test_the_printed_partitions_go_with_their_spikes():
     assert 0.9 < PRINTED.correlation < 1
 
 
+@pytest.mark.slow
 def test_a_search_has_every_partition_with_its_latency_and_spikes(monkeypatch):
     monkeypatch.setattr(partitions, "PARTITIONS", 4)
     found = json.loads(json.dumps(partitions.search("prefill-first", 1_000_000)))

@@ -42,7 +42,7 @@ def test_without_prompts_it_says_so_and_shows_what_was_recorded(tmp_path: Path):
     overall = recorded.rows[0].cells
     assert overall[0].value.value > overall[1].value.value
     assert overall[0].value.low < overall[0].value.value < overall[0].value.high
-    assert majority.rows[-1].cells[2].text == "68.10"
+    assert majority.rows[-1].cells[2].text == "68.11"
     assert findings.cuts == ()
     assert [picture.name for picture in findings.pictures] == ["b-prediction"]
 
