@@ -24,7 +24,7 @@ from jaxroute.paper.pictures import Dot, dots
 from jaxroute.paper.variants import VARIANTS
 from jaxroute.profiles import load_profile
 
-REQUESTS, QUICK_REQUESTS, RATE, DT = 8000, 4000, 80.0, 0.01
+REQUESTS, QUICK_REQUESTS, RATE, DT = 8000, 2000, 80.0, 0.01
 
 SCHEDULERS = {"prefill-first": "no chunking", "chunked": "chunked"}
 

@@ -152,7 +152,8 @@ def _changes(runs: Runs, command: str, seeds: str) -> Table:
 
 def printed_change(batching: str, routing: str, at: int) -> float:
     """The paper's change against round robin with FCFS, %, of the set at a place in `SETS`."""
-    return round(100 * (PRINTED[batching, routing][at] / PRINTED[BASE][at] - 1), 2)
+    # Not -0.
+    return round(100 * (PRINTED[batching, routing][at] / PRINTED[BASE][at] - 1), 2) + 0.0
 
 
 def _remarks(runs: Runs) -> tuple[str, ...]:

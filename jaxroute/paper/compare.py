@@ -19,6 +19,8 @@ NAMES = {
     "fewest-outstanding-tokens": "join shortest queue (tokens left, as in the paper)",
     "min-min": "min-min",
     "max-capacity": "maximum capacity usage",
+    "dedicated-small-large": "dedicated small-large",
+    "decode-balancer": "decode balancer",
     "baseline": "baseline RL (PPO)",
     "aware": "workload-aware RL (PPO)",
     "guided": "workload-guided RL (PPO)",

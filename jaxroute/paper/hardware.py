@@ -14,7 +14,7 @@ from jaxroute.paper.part import Context, Findings, Part, Picture, Row, Table
 from jaxroute.paper.pictures import Dot, dots
 from jaxroute.profiles import load_profile
 
-REQUESTS, QUICK_REQUESTS, RATE = 2000, 1000, 20.0
+REQUESTS, QUICK_REQUESTS, RATE = 2000, 600, 20.0
 
 BATCH, CONTEXT = 20, 180
 """Requests and tokens of each in the decode step by which a server's speed is told: what 3,800 KV tokens hold."""

@@ -19,7 +19,7 @@ REQUESTS_EACH, QUICK_REQUESTS_EACH, RATE_EACH = 500, 250, 5.0
 SIZES = {4: 0.02, 8: 0.01, 16: 0.005, 64: 0.00125}
 """Router interval, seconds, by instances: at most half of what the router can send."""
 
-QUICK_SIZES = (4, 8, 16)
+QUICK_SIZES = (4, 8)
 MOST_SEEDS_OF = {64: 6}
 """The dearest fleets have fewer seeds."""
 
@@ -162,7 +162,7 @@ def _cuts(context: Context, each: int) -> tuple[str, ...]:
         cuts.append(f"Cut to {each} of {REQUESTS_EACH} requests for each instance.")
     if context.quick:
         cuts.append(
-            "Short form: no 64 instances, and policies are those of four instances, not trained again on eight."
+            "Short form: no 16 and 64 instances, and policies are those of four instances, not trained again on eight."
         )
     return tuple(cuts)
 

@@ -54,6 +54,9 @@ ON_A100 = (
 )
 EIGHT = ("fleets.0.instances=8", "fleets.0.lanes=16", "fleets.0.dt=0.01")
 
+CURVE = "-curve"
+"""Ending of a variant of several seeds."""
+
 SEEDS = "seeds=3"
 """Of the runs whose learning curves are compared."""
 
@@ -72,21 +75,24 @@ def _variants() -> dict[str, Variant]:
         for name, guidance in GUIDANCE.items():
             found[name + ending] = Variant("five-task", (f"reward.guidance={guidance}", *more))
     found |= {
-        f"{name}-curve": Variant("five-task", (f"reward.guidance={kind}", SEEDS)) for name, kind in GUIDANCE.items()
+        f"{name}{CURVE}": Variant("five-task", (f"reward.guidance={kind}", SEEDS)) for name, kind in GUIDANCE.items()
     }
-    found |= {f"{name}-curve": Variant("dqn", (*more, SEEDS), "dqn.total_steps") for name, more in DQN_CURVES.items()}
+    found |= {f"{name}{CURVE}": Variant("dqn", (*more, SEEDS), "dqn.total_steps") for name, more in DQN_CURVES.items()}
     return found | {"dqn": Variant("dqn", steps="dqn.total_steps")}
 
 
 VARIANTS: dict[str, Variant] = _variants()
 """By name: the three of the paper on its four V100; `-a100` and `-8` are those that are trained again for other servers
-and for eight, as the paper does; `dqn` is the paper's own algorithm; `-curve` are those of several seeds."""
+and for eight, as the paper does; `dqn` is the paper's own algorithm; `-curve` are those of several seeds, but
+in the short form."""
 
 
 def trained(context: Context, name: str) -> Path:
     """The run folder of a variant, see `Context.trained`."""
     from jaxroute.train.load_config import load_config, shipped_configs, to_toml
 
+    # In the short form one run of one seed serves both for the curves and for the tables.
+    name = name.removesuffix(CURVE) if context.quick else name
     variant = VARIANTS[name]
     if variant.config not in shipped_configs():
         raise Unavailable(f"{name}: left out, this version has no configuration {variant.config} to train it by")

@@ -268,6 +268,7 @@ def test_the_factors_multiply_to_the_change_of_the_makespan() -> None:
     assert (same.makespan, same.recomputation, same.speed, same.idleness) == (0, 0, 0, 0)
 
 
+@pytest.mark.slow
 def test_measured_numbers_are_those_of_simulate_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(tmp_path, seeds=2)
     small = Setting("small", fleet(instances=2, kv_tokens=1100), 30, 40.0)
