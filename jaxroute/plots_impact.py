@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from jaxroute.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, tidy
+from jaxroute.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, label_log_axis, tidy
 
 BATCH_COLOURS = (BLUE, GREEN, PURPLE, VERMILLION)
 
@@ -33,11 +33,13 @@ def step_lines(
     _dashed(prefill, planned["prompt"]["intercept"], prompt_slope, longest, "grad1")
     prefill.set_ylim(bottom=0)
     tidy(prefill, xlabel="prompt tokens of a prefill step")
-    prefill.set_ylabel("duration of the step (s)")
+    prefill.set_ylabel("duration of the step (ms)")
     prefill.legend(frameon=False, loc="upper left")
     _dots(decode, busy["decode"], SKY, "busy run", size=6)
     for batch, colour in zip(planned["batches"], BATCH_COLOURS, strict=False):
-        decode.plot(batch["x"], batch["seconds"], color=colour, lw=2.2, label=f"batch of {batch['size']}")
+        decode.plot(
+            batch["x"], 1e3 * np.asarray(batch["seconds"]), color=colour, lw=2.2, label=f"batch of {batch['size']}"
+        )
     grad2, axis = decode_slopes
     start = planned["batches"][0]["intercept"]
     most = max(max(each["x"]) for each in (busy["decode"], *planned["batches"]))
@@ -45,11 +47,13 @@ def step_lines(
     top = 1.12 * max(seconds)
     _dashed(decode, start, axis, most, "ticks of figure 4b")
     reach = min(most, (top - start) / grad2)
-    decode.plot([0, reach], [start, start + grad2 * reach], color=BLACK, ls=(0, (1, 1)), lw=1.8, label="grad2")
-    decode.set_ylim(0.93 * min(seconds), top)
+    decode.plot(
+        [0, reach], [1e3 * start, 1e3 * (start + grad2 * reach)], color=BLACK, ls=(0, (1, 1)), lw=1.8, label="grad2"
+    )
+    decode.set_ylim(0.96e3 * min(seconds), 1e3 * top)
     decode.xaxis.set_major_formatter(EngFormatter(sep=" "))
     tidy(decode, xlabel="tokens of the sequences of a decode step")
-    decode.legend(frameon=False, loc="lower right")
+    decode.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.07, 1.02))
     return figure
 
 
@@ -62,21 +66,26 @@ def readings_picture(names: Sequence[str], readings: Sequence[Mapping[str, Any]]
     known = values[values > 0]
     low, high = min(known.min(), seconds.min()) / 2, max(known.max(), seconds.max()) * 2
     for axes, name, reading in zip(panels, names, readings, strict=True):
-        axes.plot([low, high], [low, high], color=GREY, lw=1.4, zorder=1)
-        axes.scatter(reading["seconds"], reading["x"], s=9, color=ORANGE, lw=0)
+        axes.plot([1e3 * low, 1e3 * high], [low, high], color=GREY, lw=1.4, zorder=1)
+        axes.scatter(1e3 * np.asarray(reading["seconds"]), reading["x"], s=9, color=ORANGE, lw=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_ylim(low, high)
-        axes.set_xlim(seconds.min() / 1.5, seconds.max() * 1.5)
+        axes.set_xlim(1e3 * seconds.min() / 1.3, 1e3 * seconds.max() * 1.3)
+        label_log_axis(axes)
         axes.set_title(f"{name}\nR² {reading['r2']:.2f}", fontsize="medium")
-        tidy(axes, xlabel="step took (s)")
+        tidy(axes, xlabel="the step took (ms)")
     panels[0].set_ylabel("T_p (s)")
     return figure
 
 
 def _dots(axes: Axes, points: Mapping[str, Any], colour: str, label: str, size: float) -> None:
-    axes.scatter(points["x"], points["seconds"], s=size, color=colour, lw=0, label=label, rasterized=True)
+    axes.scatter(
+        points["x"], 1e3 * np.asarray(points["seconds"]), s=size, color=colour, lw=0, label=label, rasterized=True
+    )
 
 
 def _dashed(axes: Axes, start: float, slope: float, most: float, label: str) -> None:
-    axes.plot([0, most], [start, start + slope * most], color=BLACK, ls=(0, (4, 1.5)), lw=1.4, label=label)
+    axes.plot(
+        [0, most], [1e3 * start, 1e3 * (start + slope * most)], color=BLACK, ls=(0, (4, 1.5)), lw=1.4, label=label
+    )

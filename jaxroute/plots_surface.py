@@ -62,4 +62,5 @@ def _draw(axes: Axes, surface: Surface) -> None:
     axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xticks([0, 0.25, 0.5, 0.75])
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

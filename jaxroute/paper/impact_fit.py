@@ -183,7 +183,8 @@ def remarks(planned: Numbers, found: Sequence[Numbers]) -> tuple[str, ...]:
         f"its slope the tensor cores reach {ours:.0f} % of their peak, at the printed one {theirs:.0f} %.",
         f"Decode is linear in tokens too, at {MICRO * decode:.2f} µs a token: {decode / FIGURE_4B:.1f} times what the "
         f"ticks of the paper's figure 4b span, and {decode / GRAD2:.3f} of grad2. So grad2 is no slope in seconds; it "
-        f"maps {1 / GRAD2:,.0f} tokens to -1, which is about a full KV cache ({largest:,} tokens ran at most here).",
+        f"maps {1 / GRAD2:,.0f} tokens to -1, about the profile's KV cache "
+        f"({load_profile(V100).kv_tokens:,}; {largest:,} tokens ran at most here).",
         f"What an instance decodes is not in the time of a prompt: each resident token adds {resident.value:+.4f} µs "
         f"[{resident.low:+.4f}, {resident.high:+.4f}] to its step, where equation 1 adds {MICRO * GRAD1:.0f}. (It is "
         "in what the prompt costs all others: under prefill-first each of them waits for the whole step.)",
