@@ -272,10 +272,24 @@ def what_if(
     ]
 
 
-def latency_change_s(result: RunResult, reference: RunResult, request: int) -> tuple[float, float]:
-    """Seconds of end-to-end latency that a run costs more than another: of one request, and of all others together."""
+def latency_change_s(result: RunResult, watched: Watched, at: int, request: int) -> tuple[float, float]:
+    """Seconds of end-to-end latency that another choice costs more: of one request, and of the others it meets.
+
+    Args:
+      result: of the other choice.
+      watched: the run as it was.
+      at: the interval of the choice.
+      request: the one that it was about.
+
+    Returns:
+      The change of the request, and that of all others together that had arrived and not finished by then. Those that
+      come later are left out: any change shakes up what happens to them, for better or worse.
+    """
+    reference, now_s = watched.result, watched.seconds(at)
     change = metrics.e2e_s(result) - metrics.e2e_s(reference)
-    return float(change[request]), float(change.sum() - change[request])
+    here = (reference.table.arrival_s <= now_s) & (reference.records.finish_s > now_s)
+    here[request] = False
+    return float(change[request]), float(change[here].sum())
 
 
 def _workload(fleet: Fleet, table: RequestTable, prediction: Prediction) -> Workload:

@@ -26,10 +26,13 @@ CROWDING = "crowding with the head"
 """The feature by which the shipped policy holds."""
 
 MOST_SHOWN = 12.0
-"""Scores beyond which a decision is beyond doubt: where their panel ends."""
+"""Scores beyond which a decision is beyond doubt: where their panel ends at most."""
 
 MOST_TERMS = 5
-"""Of the reasons to hold that a table names; the others are summed."""
+"""Of the reasons that a table names; the others are summed."""
+
+LEAST_TERM = 0.01
+"""What a reason must amount to (score) to be named."""
 
 
 def feature_table(watched: Watched, at: int) -> Table:
@@ -68,7 +71,7 @@ def score_table(watched: Watched, at: int) -> Table:
     can_take = ~np.isnan(why.score)
     terms = why.score_terms - why.score_terms[can_take].mean(axis=0)
     order = np.argsort(-np.abs(terms[can_take]).max(axis=0), kind="stable")
-    shown = [number for number in order[:MOST_TERMS] if np.abs(terms[:, number]).max() > 0]
+    shown = [number for number in order[:MOST_TERMS] if np.abs(terms[:, number]).max() >= LEAST_TERM]
     rows = [(watched.policy.file.instance_features[number], terms[:, number]) for number in shown]
     rows.append(("other features", terms.sum(axis=1) - terms[:, shown].sum(axis=1)))
     rows.append(("hidden layers", why.score_hidden - np.nanmean(why.score_hidden)))
@@ -91,11 +94,10 @@ def hold_table(watched: Watched, at: int) -> Table:
     table = _table(f"{watched.seconds(at):.2f} s: to hold, or to send to the best instance?")
     table.add_column("reason")
     table.add_column("score", justify="right")
-    terms = list(why.hold_terms.items())
-    for name, value in terms[:MOST_TERMS]:
+    named = {name: value for name, value in list(why.hold_terms.items())[:MOST_TERMS] if abs(value) >= LEAST_TERM}
+    for name, value in named.items():
         table.add_row(name, f"{value:+.2f}")
-    if rest := terms[MOST_TERMS:]:
-        table.add_row(f"{len(rest)} others", f"{sum(value for _, value in rest):+.2f}")
+    table.add_row("other features", f"{why.hold - sum(named.values()):+.2f}")
     table.add_section()
     table.add_row(Text("hold" if why.hold > 0 else "send", "bold"), Text(f"{why.hold:+.2f}", "bold"))
     return table
@@ -121,11 +123,12 @@ def moments(watched: Watched, first: int, last: int, *, feature: str = CROWDING)
     edges = np.arange(first, last + 2) * watched.result.dt_s
     _draw_queue(queue, watched, steps, edges)
     values = watched.observed.instances[steps, :, column]
+    margin = max(0.1 * float(np.ptp(values)), 1e-3)
     for instance, axes in enumerate(panels):
         axes.step(edges, np.append(values[:, instance], values[-1:, instance]), where="post", color=BLUE, lw=1.6)
         sent = np.flatnonzero((watched.action[steps] == instance) & (watched.head[steps] != EMPTY))
         axes.plot(edges[sent], values[sent, instance], linestyle="", marker="v", ms=6, color=BLACK)
-        axes.set_ylim(0, 1.15 * max(float(values.max()), 1e-3))
+        axes.set_ylim(values.min() - margin, values.max() + margin)
         name_panel(axes, f"instance {instance}")
         tidy(axes)
     _draw_margin(scores, watched, steps, edges)
@@ -142,7 +145,7 @@ def moments(watched: Watched, first: int, last: int, *, feature: str = CROWDING)
 
 
 def choice_costs(labels: Sequence[str], own_s: Sequence[float], others_s: Sequence[float]) -> Figure:
-    """Seconds of latency that each choice costs more than what the policy did: of the request, and of all others.
+    """Seconds of latency that each choice costs more than what the policy did: of the request, and of the others.
 
     Args:
       labels: of the choices.
@@ -151,7 +154,7 @@ def choice_costs(labels: Sequence[str], own_s: Sequence[float], others_s: Sequen
     figure = Figure(figsize=(8, 1.5 + 0.55 * len(labels)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(labels))[::-1]
-    parts = (("the request itself", BLUE, 0.19, own_s), ("all others together", ORANGE, -0.19, others_s))
+    parts = (("the request itself", BLUE, 0.19, own_s), ("all others that were there", ORANGE, -0.19, others_s))
     most = max(1e-3, *(abs(value) for _, _, _, values in parts for value in values))
     for label, colour, offset, values in parts:
         axes.barh(rows + offset, values, height=0.34, color=colour, label=label)
@@ -229,9 +232,10 @@ def _draw_margin(axes: Axes, watched: Watched, steps: slice, edges: np.ndarray) 
     open_choice = (watched.head[steps] != EMPTY) & (logits > np.finfo(np.float32).min).all(axis=1)
     margin = np.where(open_choice, logits[:, count] - logits[:, :count].max(axis=1), np.nan)
     margin = np.clip(np.append(margin, margin[-1:]), -MOST_SHOWN, MOST_SHOWN)
+    most = 1.15 * max(1.0, float(np.nanmax(np.abs(margin), initial=0.0)))
     axes.axhline(0, color=GREY, lw=1.2)
     axes.step(edges, margin, where="post", color=VERMILLION, lw=1.6)
-    axes.set_ylim(-1.1 * MOST_SHOWN, 1.1 * MOST_SHOWN)
+    axes.set_ylim(-most, most)
     name_panel(axes, "hold less\nbest score")
     tidy(axes)
 

@@ -108,8 +108,13 @@ def test_the_choice_that_was_made_leads_to_the_run_that_was_and_others_elsewhere
     )
     for name, values in vars(run.result.records).items():
         np.testing.assert_array_equal(values, getattr(same.records, name), err_msg=name)
-    assert latency_change_s(same, run.result, request) == (0, 0)
+    assert latency_change_s(same, run, at, request) == (0, 0)
     assert other.records.instance[request] == 1 - action
+    own, others = latency_change_s(other, run, at, request)
+    change = other.records.finish_s - run.result.records.finish_s
+    there = (TABLE.arrival_s <= run.seconds(at)) & (run.result.records.finish_s > run.seconds(at))
+    assert own == pytest.approx(change[request])
+    assert own + others == pytest.approx(change[there].sum())
     before = run.result.records.dispatch_s < run.seconds(at)
     assert before.sum() >= 20
     np.testing.assert_array_equal(other.records.dispatch_s[before], run.result.records.dispatch_s[before])
