@@ -106,8 +106,11 @@ class JaxrouteRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True
         future, id = pending_request.future, pending_request.metadata.internal_request_id
         model = pending_request.metadata.multiplexed_model_id
+        # Of a call that only asks for a choice, and goes to the replica by another way, Ray hears nothing any more.
+        is_heard_of = id in self._pending_requests_by_id
+        args, kwargs = pending_request.args, pending_request.kwargs
         choosing = asyncio.ensure_future(
-            self.fleet.choose(id, future, pending_request.args, pending_request.kwargs, self._having(model))
+            self.fleet.choose(id, future, args, kwargs, self._having(model), is_heard_of=is_heard_of)
         )
 
         def given_up(future: asyncio.Future[Any]) -> None:
@@ -119,7 +122,8 @@ class JaxrouteRouter(RequestRouter):
         try:
             name = await choosing
         except asyncio.CancelledError:
-            if not future.cancelled():
+            task = asyncio.current_task()
+            if not future.cancelled() or (task is not None and task.cancelling()):
                 raise
             return [candidate_replicas]
         except Exception:  # Ray would leave the call waiting forever.

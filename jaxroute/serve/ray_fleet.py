@@ -136,6 +136,8 @@ class Fleet:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         allowed: Collection[str] | None = None,
+        *,
+        is_heard_of: bool = True,
     ) -> str | None:
         """Waits for a replica; the call counts as sent there from now on.
 
@@ -146,6 +148,7 @@ class Fleet:
           attempt: another object for each time that Ray sends it.
           args, kwargs: its arguments.
           allowed: names of the replicas that may get it; None for all.
+          is_heard_of: whether Ray will tell its end; if not, that is estimated.
 
         Returns:
           The replica's name; None where there is none for it now.
@@ -170,6 +173,11 @@ class Fleet:
             self._warn(reason, "a heuristic decides in the policy's place: %s")
         call.backend = self.backends[placement.backend]
         self.visits.sent(call.visit, call.backend)
+        if not is_heard_of:
+            self.taken(id)
+            call.expiry.cancel()
+            ending = self.ended, id, call.backend.name, "finished"
+            call.expiry = asyncio.get_running_loop().call_later(self._seconds(call), *ending)
         return call.backend.name
 
     def with_room(self) -> set[str]:
@@ -249,6 +257,16 @@ class Fleet:
         if not fields:
             self._count("no-prompt", "the arguments of a call hold no prompt that the router can see")
         return asked, None if stated is None else str(stated)
+
+    def _seconds(self, call: Call) -> float:
+        """That a call will take where it is, at the load that is there now."""
+        assert call.backend is not None
+        profile, incoming = call.backend.profile, call.visit.incoming
+        [load] = [each for each in self.dispatcher.brain.tracker.loads if each.server.name == call.backend.name]
+        prefill_ms = profile.step_ms([(max(1, load.awaiting_prompt_tokens), 0)], [])
+        sequences = max(1, min(load.in_flight, profile.max_num_seqs))
+        step_ms = profile.step_ms([], [max(1, load.in_flight_tokens // sequences)] * sequences)
+        return (prefill_ms + incoming.predicted_tokens * step_ms) / 1e3
 
     def _not_taken(self, call: Call) -> None:
         """Whatever the reason, the replica is another one's matter for this call."""

@@ -185,16 +185,16 @@ def test_a_call_that_is_given_up_leaves_the_queue_or_its_place() -> None:
 @pytest.mark.parametrize("word_comes_first", [False, True])
 def test_a_replica_that_rejects_a_call_is_left_out_and_its_late_word_ends_nothing(word_comes_first: bool) -> None:
     async def test() -> None:
-        made = fleet()
+        made = fleet(count=2)
         assert await made.choose("x", object(), ["text"]) == "a"
         arrival_s = made._calls["x"].visit.incoming.arrival_s
         if word_comes_first:
             made.ended("x", "a", "finished")
-            assert in_flight(made) == [0, 0, 0]
+            assert in_flight(made) == [0, 0]
         assert await made.choose("x", object(), ["text"]) == "b"
         if not word_comes_first:
             made.ended("x", "a", "finished")
-        assert in_flight(made) == [0, 1, 0]
+        assert in_flight(made) == [0, 1]
         assert made._calls["x"].visit.incoming.arrival_s == arrival_s
         made.taken("x")
         made.ended("x", "b", "finished")
@@ -358,6 +358,20 @@ def test_a_call_whose_end_nobody_tells_is_over_in_time() -> None:
         assert in_flight(made) == [0, 0, 0]
         assert outcomes(made) == {"expired": 1}
         made.ended("x", "a", "finished")
+        made.close()
+
+    run(test)
+
+
+def test_the_end_of_a_call_that_nobody_will_tell_is_estimated() -> None:
+    async def test() -> None:
+        made = fleet("fewest-outstanding-tokens")
+        await made.choose("short", object(), [{"prompt": "text", "max_tokens": 2}], is_heard_of=False)
+        await made.choose("long", object(), [{"prompt": "text", "max_tokens": 900}], is_heard_of=False)
+        assert sum(in_flight(made)) == 2
+        await asyncio.sleep(0.5)
+        assert sum(in_flight(made)) == 1
+        assert outcomes(made) == {"finished": 1}
         made.close()
 
     run(test)
