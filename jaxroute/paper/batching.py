@@ -47,6 +47,9 @@ PRINTED: Mapping[tuple[str, str], tuple[float, float, float, float]] = {
 
 BASE = ("fcfs", "round-robin")
 
+HEADLINES = (("fcfs", "dedicated-small-large"), ("least-work-left", "round-robin"), ("fcfs", "decode-balancer"))
+"""Shown in the README."""
+
 Runs = Mapping[tuple[str, str, str], Columns]
 """Set, batching, routing -> columns."""
 
@@ -135,6 +138,7 @@ def _changes(runs: Runs, command: str, seeds: str) -> Table:
         Row(
             f"{label}, {ROUTINGS.get(routing) or name_of(routing)}",
             tuple(cell(at, name, batching, routing) for at, name in enumerate(SETS)),
+            headline=SETS["lh-hl-random"] if (batching, routing) in HEADLINES else "",
         )
         for batching, label in BATCHINGS.items()
         for routing in (*ROUTINGS, COUNTED)

@@ -63,12 +63,12 @@ class Row:
     Attributes:
       name: of the row.
       cells: one for each heading behind the first.
-      headline: whether the README shows the row: its first cell that has a number of ours and a printed one.
+      headline: heading of the cell that the README shows, which has a number of ours and a printed one; none if empty.
     """
 
     name: str
     cells: tuple[Cell, ...]
-    headline: bool = False
+    headline: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

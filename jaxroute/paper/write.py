@@ -99,13 +99,11 @@ def numbers(sections: Sequence[Section]) -> Iterator[Number]:
 
 
 def _row_numbers(letter: str, table: Table, row: Row) -> Iterator[Number]:
-    shown = row.headline
     for column, cell in zip(table.columns[1:], row.cells, strict=True):
         if cell.value is None:
             continue
         value, printed = cell.value, cell.printed
         place = letter, table.title, row.name, column
-        is_headline = shown and printed is not None
         yield Number(
             *place,
             value.value,
@@ -115,9 +113,8 @@ def _row_numbers(letter: str, table: Table, row: Row) -> Iterator[Number]:
             cell.differs,
             table.seeds,
             table.command,
-            is_headline,
+            column == row.headline and printed is not None,
         )
-        shown = shown and not is_headline
 
 
 def markdown(sections: Sequence[Section], header: Header) -> str:

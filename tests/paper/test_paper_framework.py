@@ -40,7 +40,9 @@ def context_of(folder: Path, **effort: object) -> Context:
 
 def a_table(**changes: object) -> Table:
     rows = (
-        Row("first | policy", (Cell(WITHIN, 2.5), Cell(Interval(12.345, 12.0, 13.0, 6), decimals=1)), headline=True),
+        Row(
+            "first | policy", (Cell(WITHIN, 2.5), Cell(Interval(12.345, 12.0, 13.0, 6), decimals=1)), headline="% below"
+        ),
         Row("second", (Cell(WITHIN, 11.43, signed=True), Cell(text="none"))),
         Row("third", (Cell(Interval(0.5, math.nan, math.nan, 1), 0.7), Cell())),
     )
