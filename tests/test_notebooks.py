@@ -96,8 +96,8 @@ def test_quickstart_compares_five_routers_and_one_of_its_own(tmp_path: Path, mon
     assert ran.values["served"] == [300] * 5
     assert all(0 < mean < 100 for mean in means.values())
     # What its text says of the trained policy.
-    assert means["default"] == min(means[name] for name in means if name != "gated-central-queue+spf")
-    assert ran.values["preemptions"]["default"] < 0.5 * ran.values["preemptions"]["round-robin"]
+    assert means["default"] < 0.9 * means["round-robin"]
+    assert ran.values["preemptions"]["default"] < 0.8 * ran.values["preemptions"]["round-robin"]
     assert ran.pictures == 4
     assert "gated-central-queue" in ran.html
     assert f"fewest-tokens: mean E2E {means['fewest-tokens']:.2f} s" in ran.text
