@@ -26,7 +26,7 @@ from jaxroute.plots import (
 )
 from jaxroute.results import RunResult
 
-BINS = 120
+BINS = 80
 """Bins of time in a picture of the decisions."""
 
 HATCHES = ("", "///", "...", "xxx")
