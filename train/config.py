@@ -218,9 +218,9 @@ class DqnConfig:
     steps: int = 1
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-4
-    target_every: int = 500
+    target_every: int = 200
     max_grad_norm: float = 10.0
-    reward_unit: float = 60.0
+    reward_unit: float = 600.0
     exploration: float = 0.99
     exploration_decay: float = 0.5
     exploration_decay_s: float = 10.0
