@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -132,7 +134,7 @@ def _timeline_key() -> list[Patch | Line2D]:
     return handles
 
 
-def _look_of(column: int, instances: int) -> dict[str, object]:
+def _look_of(column: int, instances: int) -> dict[str, Any]:
     """Fill of an instance's share, or of hold, the last column."""
     if column == instances:
         return {"facecolor": BLACK, "edgecolor": BLACK}
