@@ -149,6 +149,7 @@ def test_a_hold_and_a_choice_are_explained_and_their_alternatives_simulated(
         costs="costs",
         went_to="[int(run.records.instance[hold.request]) for run in other_runs]",
         examples="at_once['the others'].seeds",
+        habits="[each.e2e_mean_s for each in habits]",
         gap="float(gap[moment])",
         best="int(watched.logits[moment].argmax()) == server",
     )
@@ -160,6 +161,8 @@ def test_a_hold_and_a_choice_are_explained_and_their_alternatives_simulated(
     assert len(ran.values["costs"]) == 4
     assert all(math.isfinite(seconds) for pair in ran.values["costs"] for seconds in pair)
     assert ran.values["examples"] >= 6
+    holds, never_holds = ran.values["habits"]
+    assert holds < never_holds
     assert ran.values["gap"] > 0
     assert ran.values["best"]
     assert ran.pictures == 3
