@@ -21,6 +21,7 @@ from jaxroute.devices import lane_mesh, lane_sharding
 from jaxroute.errors import InputError
 from jaxroute.metrics import Summary, summarise
 from jaxroute.policies.bank import PolicyBank
+from jaxroute.policies.in_turn import in_turn
 from jaxroute.progress import VoidRunError, check_progress, interval_limit
 from jaxroute.results import RunResult
 from jaxroute.rollout import Lane, run_to_end, start_lane
@@ -87,6 +88,7 @@ class Row:
     rate_per_s: float
     recomputed_tokens: int
     tbt_p99_s: float
+    routers: int = 1
 
 
 def evaluate(
@@ -196,7 +198,7 @@ def _runs(
     ]
     for candidate in group:
         _check_policy(candidate, config, params, columns[0])
-    bank = PolicyBank(tuple(candidate.policy for candidate in group))
+    bank = PolicyBank(tuple(in_turn(candidate.policy, fleet.routers) for candidate in group))
     workloads = stack(columns)
     mesh, chunk = lane_layout(len(runs))
     batch = mesh.size * chunk
@@ -303,6 +305,7 @@ def row_of(cell: Cell, summary: Summary, seed: int) -> Row:
         rate_per_s=cell.rate_per_s,
         recomputed_tokens=summary.recomputed_tokens,
         tbt_p99_s=summary.tbt_p99_s,
+        routers=cell.fleet.routers,
     )
 
 

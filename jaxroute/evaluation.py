@@ -22,7 +22,7 @@ from jaxroute.output import csv_field, plain_json, report_paths, write_rows
 from jaxroute.paired import COMPARED, FEWEST_SEEDS, Comparison, Interval, best_of, compare
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
-MEASURED = tuple(name for name in COLUMNS[COLUMNS.index("seed") + 1 :] if name != "rate_per_s")
+MEASURED = tuple(name for name in COLUMNS[COLUMNS.index("seed") + 1 :] if name not in ("rate_per_s", "routers"))
 """Columns that are averaged over the seeds."""
 
 BETTER_STYLE, WORSE_STYLE = "bold green", "red"
@@ -53,7 +53,7 @@ class CellResult:
     """One cell in numbers.
 
     Attributes:
-      workload, instances, load, rate_per_s: the cell.
+      workload, instances, load, rate_per_s, routers: the cell.
       seeds: that it rests on.
       reference: the policy that all are compared with.
       best_heuristic: the heuristic with the lowest mean E2E.
@@ -68,6 +68,7 @@ class CellResult:
     reference: str
     best_heuristic: str
     policies: Mapping[str, Comparison]
+    routers: int = 1
 
 
 def cell_result(rows: Sequence[Row], candidates: Sequence[Candidate]) -> CellResult:
@@ -90,6 +91,7 @@ def cell_result(rows: Sequence[Row], candidates: Sequence[Candidate]) -> CellRes
         reference=REFERENCE_POLICY,
         best_heuristic=best,
         policies=compare(columns, reference=REFERENCE_POLICY, best=best),
+        routers=first.routers,
     )
 
 
@@ -125,8 +127,9 @@ def capacity_table(capacities: Sequence[Capacity]) -> Table:
 def cell_table(cell: CellResult) -> Group:
     """One cell as a table, one row per policy; differences whose interval leaves out 0 are coloured."""
     reference, best = cell.reference, cell.best_heuristic
+    routers = f", {cell.routers} routers" if cell.routers > 1 else ""
     table = _empty_table(
-        f"{Path(cell.workload).name}, {cell.instances} instances, load {cell.load:g} "
+        f"{Path(cell.workload).name}, {cell.instances} instances{routers}, load {cell.load:g} "
         f"({cell.rate_per_s:.4g} requests/s), {cell.seeds} seeds"
     )
     intervals = ("mean E2E s\n[95 %]", f"vs {reference}\n% [95 %]", "vs best\n% [95 %]")

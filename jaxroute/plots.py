@@ -187,8 +187,8 @@ def relative_latency(cells: Sequence[CellResult]) -> Figure:
     The y axis (%) is linear around 0 and logarithmic beyond `LINEAR_PERCENT`, so that one policy that is far off leaves
     the others to be told apart.
     """
-    panels = list(dict.fromkeys((cell.workload, cell.instances) for cell in cells))
-    sizes = len({instances for _, instances in panels})
+    panels = list(dict.fromkeys(map(_panel_of, cells)))
+    sizes = len({panel[1:] for panel in panels})
     columns = sizes if 1 < sizes <= 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     names = [name for name in cells[0].policies if name != cells[0].reference]
@@ -196,10 +196,11 @@ def relative_latency(cells: Sequence[CellResult]) -> Figure:
     figure = Figure(figsize=(2.8 + 4.2 * columns, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharey="row", squeeze=False)
     for axes, panel in zip(grid.flat, panels, strict=False):
-        own = sorted((cell for cell in cells if (cell.workload, cell.instances) == panel), key=lambda cell: cell.load)
+        own = sorted((cell for cell in cells if _panel_of(cell) == panel), key=lambda cell: cell.load)
         _draw_changes(axes, own, names)
         plural = "s" if panel[1] > 1 else ""
-        axes.set_title(f"{Path(panel[0]).name}, {panel[1]} instance{plural}", fontsize="medium")
+        routers = f", {panel[2]} routers" if panel[2] > 1 else ""
+        axes.set_title(f"{Path(panel[0]).name}, {panel[1]} instance{plural}{routers}", fontsize="medium")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     for axes in grid[:, 0]:
@@ -209,6 +210,10 @@ def relative_latency(cells: Sequence[CellResult]) -> Figure:
     if handles:
         figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=2.8)
     return figure
+
+
+def _panel_of(cell: CellResult) -> tuple[str, int, int]:
+    return cell.workload, cell.instances, cell.routers
 
 
 def _draw_changes(axes: Axes, cells: Sequence[CellResult], names: Sequence[str]) -> None:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.queue import positions
+from jaxroute.cluster.slots import true_left
 from jaxroute.cluster.state import ClusterState, EngineState
-from jaxroute.cluster.view import true_left
 from jaxroute.types import NEVER, Workload
 
 COMPLETION_REWARD = 60.0
@@ -67,6 +67,9 @@ def _is_at_router(workload: Workload, state: ClusterState) -> jax.Array:
     if state.held is not None:
         return state.held != NEVER
     request = jnp.arange(workload.prompt_tokens.shape[0], dtype=jnp.int32)
+    if state.sent is not None:
+        routers = state.sent.shape[0]
+        return (request // routers >= state.sent[request % routers]) & (request < state.arrived)
     return (request >= state.dispatched) & (request < state.arrived)
 
 

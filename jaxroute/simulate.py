@@ -14,6 +14,7 @@ from jaxroute.cluster.params import DEFAULT_SCRAPE_S, check_requests_fit, longes
 from jaxroute.cluster.state import ClusterState
 from jaxroute.policies.assigned import Decisions
 from jaxroute.policies.bank import PolicyBank
+from jaxroute.policies.in_turn import in_turn
 from jaxroute.policies.protocol import Policy
 from jaxroute.profiles import StepProfile
 from jaxroute.progress import check_progress
@@ -40,7 +41,7 @@ class Fleet:
     Attributes:
       profiles: one for each of I instances.
       schedulers: one name for each instance.
-      dt: router interval, seconds.
+      dt: router interval, seconds; of several routers one acts in each, so that a router acts every `routers * dt`.
       batching: order of the instances' waiting queues.
       router_order: order of the router queue, `fcfs` or `shortest-predicted`.
       ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
@@ -48,6 +49,8 @@ class Fleet:
       scrape_s: time between two scrapes of the servers' metrics, seconds.
       queue_capacity: requests that one instance can hold; by default as many as the workload has.
       buckets: B, length buckets by which the view counts requests, for the paper's observation; 0 for none.
+      routers: R, replicas of the router that share no state. Requests come to them by turns, and each knows its own
+        dispatches and streams and the servers' metrics.
     """
 
     profiles: tuple[StepProfile, ...]
@@ -60,6 +63,7 @@ class Fleet:
     scrape_s: float = DEFAULT_SCRAPE_S
     queue_capacity: int | None = None
     buckets: int = 0
+    routers: int = 1
 
     def params(self) -> ClusterParams:
         """The fleet's arrays."""
@@ -76,6 +80,7 @@ class Fleet:
             batching=self.batching,
             router_order=self.router_order,
             records=records,
+            routers=self.routers,
         )
         return dataclasses.replace(config, buckets=self.buckets)
 
@@ -124,7 +129,7 @@ def simulate(
     fleet.check(table)
     config, params = fleet.config(len(table), records=True), fleet.params()
     workload = to_device(table, prediction, dt=fleet.dt, ageing=fleet.ageing, spf_edges=fleet.spf_edges)
-    bank = PolicyBank(tuple(policies))
+    bank = PolicyBank(tuple(in_turn(policy, fleet.routers) for policy in policies))
     index, states = bank.initial_state(len(fleet.profiles))
     lanes = stack_lanes(start_lane(config, params, workload, (index, states), jax.random.key(seed)), len(policies))
     lanes = lanes.replace(policy=(jnp.arange(len(policies), dtype=jnp.int32), lanes.policy[1]))
@@ -166,8 +171,8 @@ def replay(
     One request is dispatched per interval, so several decisions within one dt are spread over the next ones; a
     smaller dt comes closer to their times.
     """
-    if fleet.router_order != "fcfs":
-        raise ValueError("decisions are replayed in their own order: the fleet's router_order must be fcfs")
+    if fleet.router_order != "fcfs" or fleet.routers != 1:
+        raise ValueError("decisions are replayed in their own order: by one router in the order fcfs")
     order = decisions.order()
     permuted = Prediction(prediction.bucket[order], prediction.tokens[order], prediction.upper[order])
     [result] = simulate(fleet, table.take(order), permuted, [decisions.policy(name, fleet.dt)], progress=progress)

@@ -163,6 +163,8 @@ class RouterView(struct.PyTreeNode):
         where nothing streams.
       awaiting_by_bucket: [I, B] int32, requests without a first token by predicted bucket; None if not counted.
       streaming_by_bucket: [I, B] int32, unfinished ones with a first token, likewise.
+      router: [] int32, of several routers that share no state the one whose view this is; None where there is one. Its
+        own knowledge is of its own requests only, and `now` and `dt` count its own turns.
     """
 
     now: jax.Array
@@ -189,3 +191,4 @@ class RouterView(struct.PyTreeNode):
     least_predicted_left: jax.Array
     awaiting_by_bucket: jax.Array | None
     streaming_by_bucket: jax.Array | None
+    router: jax.Array | None = None

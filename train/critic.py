@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxroute.cluster.slots import true_left
 from jaxroute.cluster.state import ClusterState, EngineState
-from jaxroute.cluster.view import true_left
 from jaxroute.observation import global_features, instance_features
 from jaxroute.train.state import Params
 from jaxroute.types import NEVER, ClusterParams, RouterView, Workload

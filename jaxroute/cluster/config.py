@@ -50,6 +50,8 @@ class ClusterConfig:
       router_order: order of the router queue.
       buckets: B, output-length buckets by which an instance's requests are counted; 0 for no such counts.
       records: whether per-request records and the log of engine steps are kept.
+      routers: R, router replicas that share no state and take turns: in interval k it is router k mod R that acts, and
+        request n came to router n mod R.
       fixed_steps: whether every interval runs all K engine steps (a scan, which reverse-mode gradients go through)
         instead of only those that some lane needs (a while loop, which is faster). The results are the same.
     """
@@ -62,6 +64,7 @@ class ClusterConfig:
     router_order: RouterOrder = RouterOrder.FCFS
     buckets: int = 0
     records: bool = False
+    routers: int = 1
     fixed_steps: bool = False
 
     @property

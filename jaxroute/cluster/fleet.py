@@ -9,7 +9,7 @@ from jaxroute.cluster.bucket_counts import dispatched
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.engine import advance, idle_engine
 from jaxroute.cluster.queue import insert
-from jaxroute.cluster.router_queue import empty_router_queue, head_of, leave, receive
+from jaxroute.cluster.router_queue import empty_router_queue, head_of, leave, receive, waiting_at_router
 from jaxroute.cluster.state import ClusterState, EngineState, Scrape, StepLog
 from jaxroute.types import EMPTY, ClusterParams, InstanceParams, Workload
 
@@ -29,6 +29,7 @@ def initial_state(config: ClusterConfig, params: ClusterParams, workload: Worklo
         scrape=_read_metrics(params.instances, engines, jnp.int32(0)),
         instance=nobody,
         dispatch_step=nobody,
+        sent=jnp.zeros(config.routers, jnp.int32) if config.routers > 1 else None,
     )
     return receive(workload, state)
 
@@ -63,7 +64,7 @@ def dispatch(config: ClusterConfig, workload: Workload, state: ClusterState, act
     requests = workload.prompt_tokens.shape[0]
     instances = state.engines.running.shape[0]
     head = head_of(workload, state)
-    sends = (state.dispatched < state.arrived) & (action >= 0) & (action < instances)
+    sends = (waiting_at_router(state) > 0) & (action >= 0) & (action < instances)
     wanted = sends & (jnp.arange(instances, dtype=jnp.int32) == action)
     engines = jax.vmap(lambda engine, here: receive_request(config, workload, engine, head, here))(
         state.engines, wanted

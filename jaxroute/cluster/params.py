@@ -74,6 +74,7 @@ def make_config(
     router_order: str = "fcfs",
     records: bool = False,
     slots: int | None = None,
+    routers: int = 1,
 ) -> ClusterConfig:
     """The static sizes that the profiles need.
 
@@ -85,9 +86,10 @@ def make_config(
       router_order: a `RouterOrder` by value.
       records: whether to keep per-request records and the log of engine steps.
       slots: S; by default the largest `max_num_seqs`.
+      routers: R, that share no state and take turns, one of them in each interval.
 
     Raises:
-      InputError: unknown batching order, too few slots or places, a dt that a profile cannot honour.
+      InputError: no router, unknown batching order, too few slots or places, a dt that a profile cannot honour.
     """
     orders = [order.value for order in Batching]
     if batching not in orders:
@@ -101,6 +103,8 @@ def make_config(
             f"slots is {slots}, but a profile runs up to max_num_seqs = {most_seqs} sequences; raise slots"
         )
     slots = most_seqs if slots is None else slots
+    if routers < 1:
+        raise InputError(f"routers is {routers}, must be at least 1")
     if queue_capacity < 1:
         raise InputError(f"queue_capacity is {queue_capacity}, must be at least 1")
     return ClusterConfig(
@@ -111,6 +115,7 @@ def make_config(
         batching=Batching(batching),
         router_order=RouterOrder(router_order),
         records=records,
+        routers=routers,
     )
 
 

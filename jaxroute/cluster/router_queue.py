@@ -1,4 +1,7 @@
-"""The router's own queue: who is its head, and who has joined or left it."""
+"""The router's own queue: who is its head, and who has joined or left it.
+
+Of several routers each has a queue of its own, and everything here is of the one whose turn it is.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,37 @@ def empty_router_queue(config: ClusterConfig, requests: int) -> jax.Array | None
 
 def head_of(workload: Workload, state: ClusterState) -> jax.Array:
     """[] int32, the request whose turn it is; some request where the queue is empty."""
+    last = workload.prompt_tokens.shape[0] - 1
+    if state.held is None and state.sent is None:
+        return jnp.minimum(state.dispatched, last)
     if state.held is None:
-        return jnp.minimum(state.dispatched, workload.prompt_tokens.shape[0] - 1)
-    return first_index(state.held == jnp.min(state.held))
+        router, routers = acting(state)
+        return jnp.minimum(router + routers * state.sent[router], last)
+    held = state.held
+    if state.sent is not None:
+        router, routers = acting(state)
+        held = jnp.where(jnp.arange(last + 1, dtype=jnp.int32) % routers == router, held, NEVER)
+    return jnp.minimum(first_index(held == jnp.min(held)), last)
+
+
+def acting(state: ClusterState) -> tuple[jax.Array, int]:
+    """The router whose turn it is ([] int32), and how many there are."""
+    routers = 1 if state.sent is None else state.sent.shape[0]
+    return state.now % routers, routers
+
+
+def sent_by_router(state: ClusterState) -> jax.Array:
+    """[] int32, requests that the router has sent so far."""
+    return state.dispatched if state.sent is None else state.sent[acting(state)[0]]
+
+
+def waiting_at_router(state: ClusterState) -> jax.Array:
+    """[] int32, requests that have reached the router and are not sent."""
+    if state.sent is None:
+        return state.arrived - state.dispatched
+    router, routers = acting(state)
+    received = (state.arrived + (routers - 1) - router) // routers
+    return received - sent_by_router(state)
 
 
 def leave(state: ClusterState, request: jax.Array, wanted: jax.Array) -> ClusterState:
@@ -29,7 +60,9 @@ def leave(state: ClusterState, request: jax.Array, wanted: jax.Array) -> Cluster
     held = state.held
     if held is not None:
         held = held.at[jnp.where(wanted, request, held.shape[0])].set(NEVER, mode="drop")
-    return state.replace(dispatched=state.dispatched + wanted.astype(jnp.int32), held=held)
+    one = wanted.astype(jnp.int32)
+    sent = None if state.sent is None else state.sent.at[acting(state)[0]].add(one)
+    return state.replace(dispatched=state.dispatched + one, held=held, sent=sent)
 
 
 def receive(workload: Workload, state: ClusterState) -> ClusterState:

@@ -92,3 +92,13 @@ def release(state: EngineState, *, slot: jax.Array, wanted: jax.Array) -> Engine
             free=slots.free.at[jnp.where(wanted, running, slots.order.shape[0])].set(slot, mode="drop"),
         ),
     )
+
+
+def true_left(engine: EngineState) -> jax.Array:
+    """[S] output tokens that have not been streamed yet; of a free slot, nothing meaningful."""
+    slots = engine.slots
+    slot = jnp.arange(slots.order.shape[0], dtype=jnp.int32)
+    # The step in progress is already in `decode_count`, but its tokens have not been streamed yet.
+    in_step = engine.step.busy & (engine.step.decodes | (slots.order >= engine.step.first_order))
+    left = slots.finish_at - engine.decode_count + in_step.astype(jnp.int32)
+    return jnp.where(slot == engine.partial.slot, engine.partial.output_left, left)

@@ -262,6 +262,7 @@ class ClusterState(struct.PyTreeNode):
       scrape: the latest reading of the servers' metrics.
       instance: [N] int32, where each request was sent, EMPTY before; None where no records are kept.
       dispatch_step: [N] int32, router interval in which it was sent, EMPTY before; None likewise.
+      sent: [R] int32, requests sent so far by each of several routers; None where there is one.
     """
 
     now: jax.Array
@@ -272,3 +273,4 @@ class ClusterState(struct.PyTreeNode):
     scrape: Scrape
     instance: jax.Array | None
     dispatch_step: jax.Array | None
+    sent: jax.Array | None = None

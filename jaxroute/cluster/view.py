@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster import clock
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.fleet import is_full
+from jaxroute.cluster.own_load import own_load
 from jaxroute.cluster.queue import positions, predicted_left
-from jaxroute.cluster.router_queue import head_of
+from jaxroute.cluster.router_queue import acting, head_of, sent_by_router, waiting_at_router
+from jaxroute.cluster.slots import true_left
 from jaxroute.cluster.state import ClusterState, EngineState
 from jaxroute.types import NEVER, ClusterParams, RouterView, Time, Workload
 
@@ -22,13 +26,14 @@ def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload
     """
     engines = state.engines
     head = head_of(workload, state)
-    has_head = state.dispatched < state.arrived
+    queue_length = waiting_at_router(state)
+    has_head = queue_length > 0
     arrival = Time(step=workload.arrival.step[head], offset=workload.arrival.offset[head])
     head_wait = clock.seconds_between(arrival, clock.at_step(state.now), params.dt)
-    return RouterView(
+    whole = RouterView(
         now=state.now,
         dt=params.dt.seconds,
-        queue_length=state.arrived - state.dispatched,
+        queue_length=queue_length,
         head_prompt_tokens=jnp.where(has_head, workload.prompt_tokens[head], 0),
         head_predicted_bucket=jnp.where(has_head, workload.predicted_bucket[head], 0),
         head_predicted_tokens=jnp.where(has_head, workload.predicted_tokens[head], 0),
@@ -51,16 +56,28 @@ def router_view(config: ClusterConfig, params: ClusterParams, workload: Workload
         awaiting_by_bucket=None if engines.buckets is None else engines.buckets.awaiting,
         streaming_by_bucket=None if engines.buckets is None else engines.buckets.streaming,
     )
+    return whole if config.routers == 1 else _of_one_router(config, workload, state, whole)
 
 
-def true_left(engine: EngineState) -> jax.Array:
-    """[S] output tokens that have not been streamed yet; of a free slot, nothing meaningful."""
-    slots = engine.slots
-    slot = jnp.arange(slots.order.shape[0], dtype=jnp.int32)
-    # The step in progress is already in `decode_count`, but its tokens have not been streamed yet.
-    in_step = engine.step.busy & (engine.step.decodes | (slots.order >= engine.step.first_order))
-    left = slots.finish_at - engine.decode_count + in_step.astype(jnp.int32)
-    return jnp.where(slot == engine.partial.slot, engine.partial.output_left, left)
+def _of_one_router(config: ClusterConfig, workload: Workload, state: ClusterState, whole: RouterView) -> RouterView:
+    """The view of the router whose turn it is: of the requests in flight, its own."""
+    router, routers = acting(state)
+    own = jax.vmap(partial(own_load, config, workload, router))(state.engines)
+    counts = config.buckets > 0
+    return whole.replace(
+        now=state.now // routers,
+        dt=whole.dt * routers,
+        dispatched=sent_by_router(state),
+        in_flight=own.in_flight,
+        in_flight_tokens=own.tokens,
+        awaiting_first=own.awaiting,
+        awaiting_prompt_tokens=own.awaiting_prompt_tokens,
+        predicted_tokens_left=own.predicted_tokens_left,
+        least_predicted_left=own.least_predicted_left,
+        awaiting_by_bucket=own.awaiting_by_bucket if counts else None,
+        streaming_by_bucket=own.streaming_by_bucket if counts else None,
+        router=router,
+    )
 
 
 def _predicted_tokens_left(engine: EngineState) -> jax.Array:

@@ -52,6 +52,9 @@ class Evaluate(FleetOptions):
     """Rates, with commas, as multiples of the estimated capacity."""
     instances: str = "4"
     """Servers in the fleet; several fleet sizes with commas."""
+    routers: str = "1"
+    """Replicas of the router that share no state, each acting every --dt; several numbers with commas. Requests come to
+    them by turns, and each knows only what it sent itself, and the servers' metrics."""
     seeds: int = 20
     """Seeds, and so runs, of each policy in each cell."""
     first_seed: int = 1_000_000
@@ -115,7 +118,9 @@ class Evaluate(FleetOptions):
                 with console.status(f"estimating the capacity of {instances} instances for {workload}"):
                     capacity = self._capacity(draws, fleet)
                 capacities.append(capacity)
-                cells += [self._cell(draws, fleet, load, load * capacity.requests_per_s, console) for load in loads]
+                for routers in self._routers():
+                    own = self.fleet_of(instances, routers)
+                    cells += [self._cell(draws, own, load, load * capacity.requests_per_s, console) for load in loads]
         return cells, capacities
 
     def _draws(self, workload: str, fleet: Fleet) -> Draws:
@@ -146,10 +151,10 @@ class Evaluate(FleetOptions):
             fleet.check(table)
         place = f"{draws.name}, {len(fleet.profiles)} instances"
         # The loads differ in arrival times only, and the windows of a trace are of one that was cut as a whole.
-        if load == self._loads()[0]:
+        if load == self._loads()[0] and fleet.routers == self._routers()[0]:
             for text in _summed(reports[:1] if draws.trace is not None else reports):
                 console.print(f"[yellow]{place}: {text}[/]")
-        if warning := rate_warning(f"{place}, load {load:g}", rate, self.dt):
+        if warning := rate_warning(f"{place}, load {load:g}", rate, fleet.dt):
             console.print(f"[yellow]{warning}[/]")
         return Cell(draws.name, fleet, load, rate, seeds, tables, self.prediction)
 
@@ -164,6 +169,12 @@ class Evaluate(FleetOptions):
         if not sizes or min(sizes) < 1:
             raise InputError(f"--instances {self.instances}: give whole numbers of at least 1, such as 4 or 2,4,8")
         return sizes
+
+    def _routers(self) -> tuple[int, ...]:
+        routers = tuple(dict.fromkeys(_number(text, int, "--routers") for text in names_of(self.routers)))
+        if not routers or min(routers) < 1:
+            raise InputError(f"--routers {self.routers}: give whole numbers of at least 1, such as 1 or 1,2,4")
+        return routers
 
     def _check_seeds(self, console: Console) -> None:
         from jaxroute.evaluate import FIRST_SEED

@@ -45,8 +45,8 @@ class FleetOptions:
     scrape_s: float = 0.1
     """Time between two scrapes of the servers' metrics, seconds."""
 
-    def fleet_of(self, instances: int) -> Fleet:
-        """The fleet, checked.
+    def fleet_of(self, instances: int, routers: int = 1) -> Fleet:
+        """The fleet, checked, behind so many routers that share no state and each act every `dt`.
 
         Raises:
           InputError: a bad option, or a profile that cannot be read.
@@ -56,6 +56,8 @@ class FleetOptions:
 
         if instances < 1:
             raise InputError(f"--instances is {instances}, must be at least 1")
+        if routers < 1:
+            raise InputError(f"--routers is {routers}, must be at least 1")
         profiles = [load_profile(name) for name in _spread(self.profile, instances, "--profile")]
         if self.max_num_seqs is not None:
             profiles = [dataclasses.replace(profile, max_num_seqs=self.max_num_seqs) for profile in profiles]
@@ -67,11 +69,12 @@ class FleetOptions:
         fleet = Fleet(
             profiles=tuple(profiles),
             schedulers=tuple(_spread(self.scheduler, instances, "--scheduler")),
-            dt=self.dt,
+            dt=self.dt / routers,
             batching=self.batching,
             ageing=self.ageing,
             spf_edges=self._edges(),
             scrape_s=self.scrape_s,
+            routers=routers,
         )
         fleet.params()
         fleet.config(1, records=False)

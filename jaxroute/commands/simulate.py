@@ -60,6 +60,9 @@ class Simulate(FleetOptions):
     """A prompt of a synthetic set is heavy when its prefill alone takes this long, seconds."""
     heavy_decode_s: float = 5.0
     """A decode of a synthetic set is heavy when it alone takes this long, seconds."""
+    routers: int = 1
+    """Replicas of the router that share no state, each acting every --dt. Requests come to them by turns, and each
+    knows only what it sent itself, and the servers' metrics."""
     pictures: bool = True
     """Draw the pictures."""
     timeline: str | None = None
@@ -75,9 +78,11 @@ class Simulate(FleetOptions):
         policies, replayed = self._policies()
         check_folder(self.out)
         self._window(None)
-        fleet = self.fleet_of(self.instances)
+        fleet = self.fleet_of(self.instances, self.routers)
         table, prediction = self._workload(fleet, console)
         fleet.check(table)
+        if replayed and self.routers > 1:
+            raise InputError(f"--routers {self.routers}: decisions are replayed by one router; leave --routers out")
         replays = {short: self._decisions(name, table) for name, short in replayed.items()}
         results: dict[str, RunResult] = {}
         with progress_bar(console, "simulating") as report:
@@ -131,7 +136,7 @@ class Simulate(FleetOptions):
             table, report = fit_to_context(table, limit, self.overlong)
             if report.changed:
                 console.print(f"[yellow]{report.text}[/]")
-        if warning := rate_warning(table.name, table.mean_rate, self.dt):
+        if warning := rate_warning(table.name, table.mean_rate, fleet.dt):
             console.print(f"[yellow]{warning}[/]")
         return table, predict(table, self.prediction, seed=self.seed)
 

@@ -14,8 +14,9 @@ from jaxroute.cluster import fleet as cluster
 from jaxroute.cluster.config import ClusterConfig
 from jaxroute.cluster.queue import positions
 from jaxroute.cluster.router_queue import head_of
+from jaxroute.cluster.slots import true_left
 from jaxroute.cluster.state import ClusterState, EngineState
-from jaxroute.cluster.view import router_view, true_left
+from jaxroute.cluster.view import router_view
 from jaxroute.simulate import Fleet
 from jaxroute.types import ClusterParams, RouterView, Workload
 from jaxroute.workload.device import to_device
