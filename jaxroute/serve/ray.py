@@ -7,6 +7,7 @@ the replicas report of their engines.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -37,6 +38,9 @@ MOST_ROUTING = 100_000
 IDLE_S = 0.02
 """That one of Ray's routing tasks waits where it has no call to route."""
 
+RESULT_S = 1.0
+"""That the word of how a call ended may come later than the word that it ended."""
+
 LOADING_S = 30.0
 """That a replica counts as one that has a multiplexed model, from the first call for it that went there."""
 
@@ -53,7 +57,7 @@ def router_config(*, stats_period_s: float = 0.2, **options: Any) -> RequestRout
     Raises:
       InputError: an option that is wrong.
     """
-    Fleet(RayOptions.of(options)).close()
+    Fleet(dataclasses.replace(RayOptions.of(options), decision_log=None)).close()
     return RequestRouterConfig(
         request_router_class=ROUTER,
         request_router_kwargs=options,
@@ -87,6 +91,7 @@ class JaxrouteRouter(RequestRouter):
         self._metrics: RayMetrics | None = None
         self._by_name: dict[str, RunningReplica] = {}
         self._loading: dict[str, tuple[str, float]] = {}
+        self._watched: set[str] = set()
         try:
             self.fleet = Fleet(RayOptions.of(kwargs), may_reject=self._use_replica_queue_len_cache)
         except InputError as error:
@@ -168,19 +173,27 @@ class JaxrouteRouter(RequestRouter):
         """A replica has accepted a call."""
         if self._broken is not None:
             return
-        id, loop = pending_request.metadata.internal_request_id, self._event_loop
+        id, name = pending_request.metadata.internal_request_id, replica_id.unique_id
+        loop = self._event_loop
         self.fleet.taken(id)
-        # Ray's own word of the end does not say how it ended. From a thread of Ray's.
-        result.add_done_callback(
-            lambda how: loop.call_soon_threadsafe(self.fleet.ended, id, replica_id.unique_id, _outcome(how))
-        )
+        self._watched.add(id)
+
+        def ended(how: Any) -> None:
+            # From a thread of Ray's.
+            loop.call_soon_threadsafe(self._ended, id, name, _outcome(how))
+
+        result.add_done_callback(ended)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """A call is no longer at a replica."""
+        """A call is no longer at a replica; how it ended is told by its result, a moment earlier or later."""
         if self._broken is None:
-            # After `on_request_routed`'s own callback, which comes right behind this one where there is one.
-            name = replica_id.unique_id
-            self._event_loop.call_soon(self.fleet.ended, internal_request_id, name, "finished")
+            wait_s = RESULT_S if internal_request_id in self._watched else 0.0
+            ending = internal_request_id, replica_id.unique_id, "finished"
+            self._event_loop.call_later(wait_s, self._ended, *ending)
+
+    def _ended(self, id: str, name: str, outcome: Outcome) -> None:
+        self._watched.discard(id)
+        self.fleet.ended(id, name, outcome)
 
     def _tell_fleet(self) -> None:
         if self._broken is None:
@@ -220,6 +233,10 @@ def _outcome(how: Any) -> Outcome:
     """What the result of a call, or its exception, says of how it ended."""
     cause = getattr(how, "cause", None)
     if isinstance(how, TaskCancelledError) or isinstance(cause, (TaskCancelledError, asyncio.CancelledError)):
+        return "aborted"
+    # Where Ray sends calls by gRPC, there is the gRPC call.
+    cancelled = getattr(how, "cancelled", None)
+    if callable(cancelled) and cancelled():
         return "aborted"
     if isinstance(how, (ActorDiedError, ActorUnavailableError)):
         return "replica-died"

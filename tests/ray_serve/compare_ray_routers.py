@@ -1,100 +1,70 @@
-"""Ray Serve's routers and ours in front of real vLLM engines, by turns on the same requests: a program, no test.
+"""Routers of `ray.serve.llm` by turns on the same requests, in front of real vLLM engines: a program, no test.
 
-    .venv/bin/python tests/ray_serve/compare_ray_routers.py --rounds 5 --requests 150 --rate 9.5
+    .venv-vllm/bin/pip install "ray[serve]==2.60.0" jsonref jsonschema pandas pyarrow
+    .venv/bin/python tests/ray_serve/compare_ray_routers.py --python .venv-vllm/bin/python --rounds 5 --rate 9.5
 
-Four engines of the testbed, a replica in front of each; requests go out through a handle at their own times, however
-long others take. Every round has requests of its own, which take every router, in another order each time. Answers come
+Four engines of the testbed's kind within replicas; requests go out through a handle at their own times, however long
+others take. Every round has requests of its own, which take every router, in another order each time. Answers come
 whole, since Ray's own cost of a stream is too much for two cores that run four engines as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import dataclasses
 import json
 import os
-import time
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import ray
-from ray import serve
-from ray.serve.config import RequestRouterConfig
-from ray_engines import Asked, EngineClient
+from tokenizers import Tokenizer
 
-from jaxroute.live.cluster import LiveCluster
 from jaxroute.live.prompts import random_prompts
 from jaxroute.paired import mean_interval, relative_difference
-from jaxroute.profiles import load_profile
-from jaxroute.serve.ray import router_config
-from jaxroute.testbed import Testbed, TestbedConfig
+from jaxroute.profiles import StepProfile, load_profile
+from jaxroute.testbed.config import TestbedConfig, emulated_profile
+from jaxroute.testbed.model import model_folder
+from jaxroute.testbed.trace import read_trace
+from jaxroute.testbed.vllm_command import ENGINE_FILES, engine_environment
 from jaxroute.workload import five_task
 from jaxroute.workload.prediction import predict
 
-PREFIX = "ray.serve.llm.request_router:PrefixCacheAffinityRouter"
-
+HERE = Path(__file__).parent
 ROUTERS = ("ray:power-of-two", "ray:prefix-affinity", "jaxroute:default", "jaxroute:round-robin")
 
 
-def config_of(router: str, profile: str) -> RequestRouterConfig:
-    """What a deployment is told to have that router."""
-    if router == "ray:power-of-two":
-        return RequestRouterConfig()
-    if router == "ray:prefix-affinity":
-        return RequestRouterConfig(request_router_class=PREFIX, request_router_kwargs={"imbalanced_threshold": 5})
-    policy = router.removeprefix("jaxroute:")
-    return router_config(policy=policy, profile=profile, predictor="none", read="ray_engines:read_asked")
-
-
-def requests_of(count: int, rate: float, seed: int, longest: int) -> tuple[np.ndarray, list[Asked]]:
-    """When requests are due, seconds, and they themselves; those that no engine could hold are left out."""
+def round_of(count: int, rate: float, seed: int, longest: int, routers: list[str]) -> dict[str, Any]:
+    """The requests of a round; those that no engine could hold are left out."""
     table = five_task(count, rate=rate, seed=seed)
     told = predict(table, "0.8", seed=seed)
-    columns = (table.arrival_s, random_prompts(table.prompt_tokens), table.output_tokens, told.tokens, told.upper)
-    rows = [row for row in zip(*columns, strict=True) if len(row[1]) + row[2] <= longest]
-    asked = [
-        Asked(" ".join(map(str, ids)), ids, int(output), f"{int(tokens)},{int(upper)}")
-        for _, ids, output, tokens, upper in rows
-    ]
-    return np.asarray([row[0] for row in rows]), asked
+    tokenizer = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
+    due_s, asked = [], []
+    columns = (table.arrival_s, random_prompts(table.prompt_tokens, seed), table.output_tokens, told.tokens, told.upper)
+    for due, ids, output, tokens, upper in zip(*columns, strict=True):
+        # As a text, which the prefix router looks at; it has about as many tokens.
+        prompt = tokenizer.decode(ids)
+        length = len(tokenizer.encode(prompt).ids)
+        if length + output <= longest:
+            due_s.append(float(due))
+            user = f"{length} {int(tokens)},{int(upper)}"
+            asked.append({"prompt": prompt, "max_tokens": int(output), "min_tokens": int(output), "user": user})
+    order = np.random.default_rng(seed).permutation(routers).tolist()
+    return {"due_s": due_s, "asked": asked, "order": order}
 
 
-async def send_all(handle: serve.handle.DeploymentHandle, due_s: np.ndarray, asked: list[Asked]) -> np.ndarray:
-    """E2E of each request, seconds."""
-    start = time.perf_counter() + 0.2 - float(due_s[0])
-
-    async def send(due: float, each: Asked) -> float:
-        await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
-        await handle.remote(each)
-        return time.perf_counter() - start - due
-
-    return np.asarray(await asyncio.gather(*(send(float(due), each) for due, each in zip(due_s, asked, strict=True))))
-
-
-def turn(router: str, cluster: LiveCluster, profile: str, due_s: np.ndarray, asked: list[Asked]) -> np.ndarray:
-    """E2E of each request through one router, which has no memory of earlier turns."""
-    deployment = serve.deployment(
-        EngineClient,
-        num_replicas=len(cluster.urls),
-        max_ongoing_requests=1000,
-        ray_actor_options={"num_cpus": 0.1},
-        request_router_config=config_of(router, profile),
-    )
-    handle = serve.run(deployment.bind(cluster.urls, cluster.model), name="app", route_prefix=None)
-    asyncio.run(send_all(handle, 0.5 * np.arange(4), asked[:4]))
-    begin = time.perf_counter()
-    took = asyncio.run(send_all(handle, due_s, asked))
-    held = cluster.held_steps(begin, time.perf_counter())
-    overran = float("nan") if held is None else 100 * held.overrun_share
-    p99 = np.percentile(took, 99)
-    print(f"  {router}: mean {took.mean():.3f} s, p99 {p99:.2f} s, {overran:.2f} % of steps overran", flush=True)
-    serve.delete("app")
-    return took
+def environment(profile: StepProfile, folder: Path) -> dict[str, str]:
+    """Of Ray's processes: that of the testbed's engines, each of which writes a trace of its own."""
+    own = engine_environment(profile, folder / "steps-{pid}.csv")
+    places = [str(ENGINE_FILES), str(HERE), str(HERE.parents[1])]
+    return own | {"PYTHONPATH": os.pathsep.join(places), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def main() -> None:
     """Runs it."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", default=".venv-vllm/bin/python")
     parser.add_argument("--profile", default="v100-32gb-llama2-7b")
     parser.add_argument("--instances", type=int, default=4)
     parser.add_argument("--kv-tokens", type=int, default=3072)
@@ -102,32 +72,39 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=9.5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--routers", default=",".join(ROUTERS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     routers = given.routers.split(",")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     config = TestbedConfig(profile=load_profile(given.profile), instances=given.instances, kv_tokens=given.kv_tokens)
-    took: dict[str, list[np.ndarray]] = {name: [] for name in routers}
-    with Testbed(config) as testbed:
-        cluster = LiveCluster.of(testbed)
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        for number in range(given.rounds):
-            due_s, asked = requests_of(given.requests, given.rate, number, cluster.profile.max_model_len)
-            print(f"round {number}: {len(asked)} requests", flush=True)
-            for name in np.random.default_rng(number).permutation(routers).tolist():
-                took[name].append(turn(name, cluster, str(testbed.folder / "profile.json"), due_s, asked))
-        ray.shutdown()
-    means = {name: np.asarray([each.mean() for each in own]) for name, own in took.items()}
+    profile = emulated_profile(config)
+    given.out.mkdir(parents=True, exist_ok=True)
+    out = given.out.absolute()
+    (out / "profile.json").write_text(json.dumps(dataclasses.asdict(profile), indent=2) + "\n", encoding="utf-8")
+    numbers = range(given.rounds)
+    rounds = [round_of(given.requests, given.rate, seed, profile.max_model_len, routers) for seed in numbers]
+    content = {"profile": dataclasses.asdict(profile), "model": str(model_folder()), "instances": given.instances}
+    (out / "turns.json").write_text(json.dumps(content | {"rounds": rounds}), encoding="utf-8")
+    command = [given.python, str(HERE / "ray_engines.py"), str(out / "turns.json")]
+    subprocess.run(command, env=environment(profile, out), check=True)
+    report(out, routers)
+
+
+def report(out: Path, routers: list[str]) -> None:
+    """Says what came of it."""
+    took = json.loads((out / "took.json").read_text(encoding="utf-8"))
+    for each in took:
+        parts = [read_trace(path).between(each["begin"], each["end"]) for path in sorted(out.glob("steps-*.csv"))]
+        over = np.concatenate([part.overran for part in parts]) if parts else np.asarray([])
+        print(f"round {each['round']} {each['router']}: {100 * over.mean():.2f} % of {len(over)} steps overran")
+    e2e = {name: [np.asarray(each["e2e_s"]) for each in took if each["router"] == name] for name in routers}
+    means = {name: np.asarray([each.mean() for each in own]) for name, own in e2e.items()}
     for name in routers:
         own, other = mean_interval(means[name]), relative_difference(means[name], means[routers[0]])
-        p99 = np.mean([np.percentile(each, 99) for each in took[name]])
+        p99 = np.mean([np.percentile(each, 99) for each in e2e[name]])
         print(
             f"{name}: mean E2E {own.value:.3f} s [{own.low:.3f}, {own.high:.3f}], against {routers[0]} "
             f"{other.value:+.1f} % [{other.low:+.1f}, {other.high:+.1f}], p99 {p99:.2f} s"
         )
-    if given.out is not None:
-        rows = {name: [each.tolist() for each in own] for name, own in took.items()}
-        given.out.write_text(json.dumps(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
