@@ -31,15 +31,13 @@ def tbt_picture(runs: Named, quantiles: Mapping[str, np.ndarray]) -> Figure:
         shares.plot(1e3 * quantiles[name], np.linspace(0, 1, len(quantiles[name])), lw=1.8, label=name, **style)
         own = run["tbt_by_arrival"]
         over_time.plot(own["arrival_s"], 1e3 * np.asarray(own["mean_s"]), lw=1.8, **style)
-        low, high = (1e3 * np.asarray(own[each]) for each in ("p10_s", "p90_s"))
-        over_time.fill_between(own["arrival_s"], low, high, color=style["color"], alpha=0.1, lw=0)
     shares.set_xscale("log")
     label_log_axis(shares)
     shares.set_ylim(0, 1.01)
     shares.set_ylabel("share of requests")
     tidy(shares, xlabel="average TBT of a request (ms)")
     over_time.set_ylim(bottom=0)
-    over_time.set_ylabel("average TBT (ms); bands: 10 to 90 % of the requests")
+    over_time.set_ylabel("average TBT (ms)")
     tidy(over_time, xlabel="arrival (s)")
     figure.legend(*shares.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     return figure

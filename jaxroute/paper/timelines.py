@@ -205,13 +205,11 @@ def _series(result: RunResult) -> Numbers:
 
 
 def _by_arrival(result: RunResult, bins: int = 40) -> Numbers:
-    """Mean and spread of the requests' average TBT by when they arrived."""
+    """Mean of the requests' average TBT by when they arrived."""
     tbt = metrics.tbt_mean_s(result)
     known = np.flatnonzero(~np.isnan(tbt))
     groups = np.array_split(known, min(bins, len(known)))
     return {
         "arrival_s": [float(result.table.arrival_s[group].mean()) for group in groups],
         "mean_s": [float(tbt[group].mean()) for group in groups],
-        "p10_s": [float(np.quantile(tbt[group], 0.1)) for group in groups],
-        "p90_s": [float(np.quantile(tbt[group], 0.9)) for group in groups],
     }
