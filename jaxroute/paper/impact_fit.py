@@ -39,6 +39,8 @@ FLOPS_PER_TOKEN, PEAK_FLOPS = 2 * 6.74e9, 125e12
 
 MICRO = 1e6
 
+SLOPE, HEADLINES = "µs a token", ("prefill: one prompt, alone", "prefill: one prompt, busy run")
+
 
 def run(context: Context) -> Findings:
     """Fits lines to the engine steps of designed runs and of a busy one."""
@@ -101,12 +103,12 @@ def _fixed(value: float) -> Interval:
 def _slopes_table(planned: Numbers, found: Sequence[Numbers], command: str, seeds: str) -> Table:
     rows: list[tuple[str, Interval, Interval, float, str]] = []
     prompt = planned["prompt"]
-    rows.append(("prefill: one prompt, alone", _fixed(MICRO * prompt["slope"]), _fixed(prompt["r2"]), GRAD1, "grad1"))
+    rows.append((HEADLINES[0], _fixed(MICRO * prompt["slope"]), _fixed(prompt["r2"]), GRAD1, "grad1"))
     for batch in planned["batches"]:
         name = f"decode: batch of {batch['size']}, alone"
         rows.append((name, _fixed(MICRO * batch["slope"]), _fixed(batch["r2"]), FIGURE_4B, "ticks of figure 4b"))
     for name, which, printed, source in (
-        ("prefill: one prompt, busy run", "prompt", GRAD1, "grad1"),
+        (HEADLINES[1], "prompt", GRAD1, "grad1"),
         ("decode: busy run, by tokens", "decode", GRAD2, "grad2"),
         ("decode: busy run, by tokens and sequences", "decode_held", GRAD2, "grad2"),
     ):
@@ -114,9 +116,13 @@ def _slopes_table(planned: Numbers, found: Sequence[Numbers], command: str, seed
         rows.append((name, slope, r2, printed, source))
     return Table(
         title="Slope of the time of an engine step",
-        columns=("steps", "µs a token", "R² of the line", "what is printed"),
+        columns=("steps", SLOPE, "R² of the line", "what is printed"),
         rows=tuple(
-            Row(name, (Cell(slope, MICRO * printed, source=source), Cell(r2, decimals=3), Cell(text=source)))
+            Row(
+                name,
+                (Cell(slope, MICRO * printed, source=source), Cell(r2, decimals=3), Cell(text=source)),
+                headline=SLOPE if name in HEADLINES else "",
+            )
             for name, slope, r2, printed, source in rows
         ),
         command=command,

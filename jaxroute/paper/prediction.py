@@ -122,7 +122,7 @@ def _four_rows(measured: Numbers, command: str) -> Table:
                 *(_baseline(row, column) for column in ("majority", "task_majority", "linear")),
                 Cell(text=f"{row['n']:,}"),
             )
-            found.append(Row(f"{printed.name}; {name}", cells))
+            found.append(Row(f"{printed.name}; {name}", cells, headline="predictor" if rows == "all" else ""))
     return Table(
         title="Right bucket, %",
         columns=(

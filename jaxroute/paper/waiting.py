@@ -14,6 +14,8 @@ PRINTED_MAKESPAN_S = 173.1
 PRINTED_WAITING_AXIS = 1.2
 """Where the axis of the paper's figure 5c ends, mean waiting requests at an instance."""
 
+AT_ROUTER = "at the router"
+
 MOST_RUNNING = 128
 """Largest batch of an instance (the paper's appendix A.9)."""
 
@@ -46,7 +48,7 @@ def _waits_table(found: MainRun, command: str, seeds: str) -> Table:
             Cell(found.mean(name, "service_s"), decimals=2),
             Cell(found.mean(name, "e2e_s"), decimals=2),
         )
-        rows.append(Row(name_of(name), cells))
+        rows.append(Row(name_of(name), cells, headline=AT_ROUTER if name in ROUTER_WAIT_S else ""))
     return Table(
         title="Waiting time of a request, s",
         columns=(
