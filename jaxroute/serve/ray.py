@@ -230,7 +230,7 @@ class JaxrouteRouter(RequestRouter):
 
 
 def _outcome(how: Any) -> Outcome:
-    """What the result of a call, or its exception, says of how it ended."""
+    """What the result of a call says of how it ended; that the application raised, it mostly does not."""
     cause = getattr(how, "cause", None)
     if isinstance(how, TaskCancelledError) or isinstance(cause, (TaskCancelledError, asyncio.CancelledError)):
         return "aborted"

@@ -35,7 +35,7 @@ WATCHING = Watching(breaker_failures=3, breaker_s=5.0)
 """Ray itself looks after the replicas; one that cannot be reached three times in a row is left alone for a while."""
 
 Outcome = Literal["finished", "error", "aborted", "replica-died"]
-"""Of a call: the application answered; it raised; the caller gave up; the replica is gone."""
+"""Of a call: it is over; it is over by an exception that Ray tells of; the caller gave up; the replica is gone."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,6 @@ def llm_config(given: Mapping[str, Any]) -> Any:
             "max_num_batched_tokens": profile["max_num_batched_tokens"],
             "block_size": profile["block_size"],
             "num_gpu_blocks_override": profile["kv_blocks"] + 1,
-            "distributed_executor_backend": "uni",
             "scheduler_cls": "held_scheduler.HeldScheduler",
             "enforce_eager": True,
             "enable_prefix_caching": False,
