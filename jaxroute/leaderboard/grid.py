@@ -89,7 +89,7 @@ class Block:
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry(Row):
     """One run of one policy: a row of `runs.csv`.
 
