@@ -138,6 +138,8 @@ def _unkeyed(leaf: Any) -> Any:
 def _initialise(join: Join) -> None:
     # What sums over CPU devices of several processes; GPUs have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It takes SIGTERM for itself, which is ours to stop by.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             join.coordinator,

@@ -68,6 +68,13 @@ class TrainingTrial(tune.Trainable):
             "done": code == 0,
         }
 
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Nothing: the run keeps checkpoints of its own, and `setup` goes on from them."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing, see `save_checkpoint`."""
+
     def cleanup(self) -> None:
         """Lets the run save itself, if it has not ended."""
         if self._process.poll() is None:

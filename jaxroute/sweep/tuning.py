@@ -27,6 +27,7 @@ STATE = "ray"
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -159,9 +160,14 @@ def _ray(plan: Plan) -> Iterator[None]:
         )
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise InputError(f"Ray could not be started ({first_line(error)}); check --address and the machine") from error
+    tune_logger = logging.getLogger("ray.tune")
+    level = tune_logger.level
+    # It repeats at length what `Told` says.
+    tune_logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        tune_logger.setLevel(level)
         ray.shutdown()
 
 

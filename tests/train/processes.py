@@ -34,10 +34,12 @@ def started(command: Sequence[str], devices: int) -> subprocess.Popen[str]:
 def ended(processes: Sequence[subprocess.Popen[str]], timeout_s: float = 300) -> list[tuple[int, str]]:
     """Exit code and output of each; none is left behind."""
     try:
-        return [(process.wait(timeout_s), text) for process, text in zip(processes, map(_read, processes), strict=True)]
+        texts = [process.communicate(timeout=timeout_s)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
+    return [(process.returncode, text) for process, text in zip(processes, texts, strict=True)]
 
 
 def trainings(*options: str, own: Sequence[Sequence[str]] = ((), ()), devices: int = 4) -> list[subprocess.Popen[str]]:
@@ -55,7 +57,3 @@ def training(*options: str, devices: int) -> tuple[int, str]:
 def alone(directory: Path) -> list[str]:
     """Names of what is in a folder, TensorBoard's files apart."""
     return sorted(path.name for path in directory.iterdir() if "tfevents" not in path.name)
-
-
-def _read(process: subprocess.Popen[str]) -> str:
-    return process.communicate(timeout=300)[0]

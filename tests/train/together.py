@@ -13,13 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import uneven
-from tiny import states_of
 
 from jaxroute.devices import lane_mesh, lane_sharding, on_host, placed
 from jaxroute.errors import InputError
 from jaxroute.train.distributed import Join, agreed, by_first, check_same, is_first, joined
-from jaxroute.train.ppo import make_learner
 
 
 def told(process: int) -> dict[str, Any]:
@@ -49,6 +46,12 @@ def told(process: int) -> dict[str, Any]:
 def main(coordinator: str, processes: int, process: int, folder: Path) -> None:
     """See the module's docstring."""
     with joined(Join(coordinator, processes, process, 60), "together"):
+        # Imported late: they make arrays, which nobody may before all are together.
+        import uneven
+        from tiny import states_of
+
+        from jaxroute.train.ppo import make_learner
+
         (folder / f"{process}.json").write_text(json.dumps(told(process)))
         env, params = uneven.problem()
         learner = make_learner(uneven.config(), (env,))
