@@ -21,7 +21,6 @@ from jaxroute.cluster.view import router_view
 from jaxroute.errors import InputError
 from jaxroute.policies.count_based import JoinShortestQueue, RoundRobin
 from jaxroute.policies.in_turn import in_turn
-from jaxroute.policies.protocol import Stateless
 from jaxroute.policies.token_based import MaxCapacity
 from jaxroute.profiles import load_profile
 from jaxroute.reward import _is_at_router
@@ -49,9 +48,9 @@ def states_of(case: cases.Case, config, *, hold: float = 0.4):
 
 @pytest.mark.parametrize("scheduler", ["prefill-first", "chunked"])
 def test_what_the_routers_know_of_the_instances_adds_up_to_what_one_router_would(scheduler: str) -> None:
-    case = cases.random_case(11, scheduler=scheduler)
+    case = cases.random_case(15, scheduler=scheduler)
     config = dataclasses.replace(case.config, records=False, buckets=3)
-    params, workload, states = jax.jit(lambda: states_of(case, config))()
+    params, workload, states = jax.jit(lambda: states_of(case, config, hold=0.0))()
     split = dataclasses.replace(config, routers=ROUTERS)
 
     def loads(engines, router):
@@ -149,7 +148,7 @@ def test_a_policy_has_a_state_of_its_own_at_each_router() -> None:
 
 
 def test_policies_run_at_several_routers_to_the_end() -> None:
-        table = five_task(300, 11.0, 500_000)
+    table = five_task(300, 11.0, 500_000)
     prediction = predict(table, "oracle", seed=0)
     profile = V100.with_kv_tokens(3800)
     policies = [JoinShortestQueue(), RoundRobin(), MaxCapacity()]
@@ -166,13 +165,6 @@ def test_policies_run_at_several_routers_to_the_end() -> None:
 
 def test_the_view_of_one_router_has_no_part_of_another() -> None:
     """Requests of other routers may be anything: the view differs in scraped metrics at the most."""
-
-    @dataclasses.dataclass(frozen=True)
-    class First(Stateless):
-        name: str = "first"
-
-        def choose(self, view: RouterView, key: jax.Array) -> jax.Array:
-            return jnp.int32(0)
 
     case = cases.random_case(9)
     config = dataclasses.replace(case.config, routers=2, records=False)
