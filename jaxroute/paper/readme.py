@@ -45,8 +45,8 @@ def table(kept: Mapping[str, Any]) -> str:
     """The README's lines between the markers."""
     lines = ["| part | | simulated [95 %] | paper |", "|---|---|--:|--:|"]
     for row in kept["rows"]:
-        ends = (math.nan if row[name] is None else row[name] for name in ("value", "low", "high"))
-        value = interval_text(Interval(*ends, seeds=0), 2)
+        low, high = (math.nan if row[name] is None else row[name] for name in ("low", "high"))
+        value = interval_text(Interval(row["value"], low, high, seeds=0), 2)
         mark = f" {OUTSIDE}" if row["differs"] else ""
         lines.append(f"| ({row['part']}) | {row['row']}: {row['column']} | {value} | {row['printed']:.6g}{mark} |")
     seeds = ", ".join(dict.fromkeys(row["seeds"] for row in kept["rows"]))

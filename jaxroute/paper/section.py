@@ -107,7 +107,7 @@ def _made(context: Context) -> dict[str, object]:
 def _section(fields: dict[str, Any]) -> Section:
     tables = tuple(_table(each) for each in fields.pop("tables"))
     pictures = tuple(Shot(**each) for each in fields.pop("pictures"))
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     return Section(tables=tables, pictures=pictures, **plain)
 
 
