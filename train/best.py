@@ -81,7 +81,7 @@ def write_best(config: TrainConfig, best: Best, folder: Path) -> None:
         instances=fleets.instances if network.form == STATE else 0,
         router_order=fleets.router_order,
         ageing=fleets.ageing,
-        dt=fleets.dt,
+        dt=fleets.turn_s,
         profiles=tuple(load_profile(name).name for name in names),
         spf_edges=fleets.spf_edges,
         training={

@@ -82,6 +82,8 @@ def _check_gradient(config: TrainConfig, place: Place) -> None:
     for number, fleets in enumerate(config.fleets):
         if fleets.router_order != "fcfs":
             _refuse(place, f"fleets.{number}.router_order", fleets.router_order, "fcfs with gradient.total_steps")
+        if fleets.routers > 1:
+            _refuse(place, f"fleets.{number}.routers", fleets.routers, "1 with gradient.total_steps")
 
 
 def _check_dqn(config: TrainConfig, place: Place) -> None:
@@ -91,6 +93,10 @@ def _check_dqn(config: TrainConfig, place: Place) -> None:
     for key, size in (others | {"evolution.generations": config.evolution.generations}).items():
         if size:
             _refuse(place, key, size, "0 with dqn.total_steps: Q values are no start for the others, nor theirs for it")
+    for number, fleets in enumerate(config.fleets):
+        if fleets.routers > 1:
+            must = "1 with dqn.total_steps: what follows an action is the next view of the same router"
+            _refuse(place, f"fleets.{number}.routers", fleets.routers, must)
     if config.network.form == "state":
         if len({fleets.instances for fleets in config.fleets}) > 1:
             _refuse(place, "network.form", "state", "scorer for fleets of several sizes")
@@ -212,6 +218,7 @@ RULES: Mapping[type, Mapping[str, Rule]] = {
         "ageing": at_least(0),
         "spf_edges": edges,
         "dt": above_zero,
+        "routers": at_least(1),
     },
     WorkloadsConfig: {
         "names": each(accepted_by(_read_workload)),

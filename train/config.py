@@ -22,7 +22,8 @@ class FleetsConfig:
       ageing: predicted tokens that a second of waiting is worth in the shortest-predicted order.
       spf_edges: predicted tokens to which those of a request are rounded down in that order; without any they count
         as they are.
-      dt: router interval, seconds.
+      dt: router interval, seconds; of several routers one acts in each.
+      routers: R, replicas of the router that share no state and run the same policy, see `jaxroute.simulate.Fleet`.
     """
 
     instances: int = 4
@@ -36,6 +37,12 @@ class FleetsConfig:
     ageing: float = 5.0
     spf_edges: tuple[int, ...] = ()
     dt: float = 0.02
+    routers: int = 1
+
+    @property
+    def turn_s(self) -> float:
+        """Seconds from one action of a router to its next."""
+        return self.dt * self.routers
 
 
 @dataclasses.dataclass(frozen=True)

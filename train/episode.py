@@ -15,6 +15,7 @@ from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.observation import Encoding, observe
 from jaxroute.policies.choose import first_of_highest
+from jaxroute.policies.in_turn import in_turn
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.policies.protocol import Policy, Stateless
 from jaxroute.rollout import Lane, interval, start_lane
@@ -88,6 +89,7 @@ def play(
       [E] leaves.
     """
     config = dataclasses.replace(env.config, records=records)
+    policy = in_turn(policy, config.routers)
     workloads = jax.vmap(lambda own, one: jax.tree.map(lambda leaf: leaf[one], own.workloads))(params, index)
     clusters = params.cluster.replace(scrape_period=params.scrape_periods[:, 0])
 

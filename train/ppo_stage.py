@@ -83,7 +83,7 @@ class PpoStage:
         for number in range(self._config.seeds):
             policy, own = jax.tree.map(lambda leaf, number=number: leaf[number], (policies, scales))
             seed = self._config.seed + number
-            found.append(Candidate(deterministic(policy, self._config.fleets[0].dt), own, seed))
+            found.append(Candidate(deterministic(policy, self._config.fleets[0].turn_s), own, seed))
         return found
 
     def env_steps(self, done: int) -> int:

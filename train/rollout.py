@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams, EnvState
 from jaxroute.observation import Observed
+from jaxroute.policies.in_turn import in_turn
 from jaxroute.policies.network import FeatureScales, Scorer
 from jaxroute.policies.protocol import Policy, PolicyState
 from jaxroute.train.critic import Judged, Work, judge, work_of
@@ -143,6 +144,8 @@ def _collect_lane(
     twin: Policy | None,
 ) -> tuple[Lanes, Experience]:
     key_reset, key_steps = jax.random.split(key)
+    routers = env.config.routers
+    teacher, twin = in_turn(teacher, routers), None if twin is None else in_turn(twin, routers)
     state = begun(env, params, lane, key_reset)
     # The workload of this rollout, taken out of the bank once instead of in every interval.
     params = params.replace(workloads=jax.tree.map(lambda leaf: leaf[state.index][None], params.workloads))

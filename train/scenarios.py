@@ -179,6 +179,7 @@ def _draw_lanes(
             profiles=tuple(_profile(name, kv_tokens[lane]) for name, _ in servers),
             schedulers=tuple(scheduler for _, scheduler in servers),
             dt=fleets.dt,
+            routers=fleets.routers,
             router_order=fleets.router_order,
             ageing=fleets.ageing,
             spf_edges=fleets.spf_edges,
@@ -255,7 +256,13 @@ def _params(scenario: Scenario, config: TrainConfig, library: _Library, size: in
 
 
 def _environment(fleets: FleetsConfig, config: TrainConfig, size: int) -> ClusterRouting:
-    sizes = make_config(_profiles_of(fleets), queue_capacity=size, dt=fleets.dt, router_order=fleets.router_order)
+    sizes = make_config(
+        _profiles_of(fleets),
+        queue_capacity=size,
+        dt=fleets.dt,
+        router_order=fleets.router_order,
+        routers=fleets.routers,
+    )
     return ClusterRouting(
         dataclasses.replace(sizes, buckets=len(DEFAULT_EDGES)),
         fleets.instances,

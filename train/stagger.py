@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams, EnvState
+from jaxroute.policies.in_turn import in_turn
 from jaxroute.policies.protocol import Policy, PolicyState
 
 
@@ -23,7 +24,7 @@ def staggered(env: ClusterRouting, policy: Policy, params: EnvParams, states: En
       states: [E] leaves, at the start of an episode.
       key: typed key of the heuristic's choices.
     """
-    count = states.time.shape[0]
+    count, policy = states.time.shape[0], in_turn(policy, env.config.routers)
     last = jax.vmap(lambda own, state: own.workloads.visible_step[state.index, _last(own, state)])(params, states)
     until = (last * jnp.arange(count, dtype=jnp.int32)) // count
     picked = jax.vmap(lambda own, state: jax.tree.map(lambda leaf: leaf[state.index][None], own.workloads))

@@ -31,3 +31,12 @@ def test_there_must_be_something_to_train() -> None:
         load_config("smoke", ["ppo.total_steps=0", "evolution.generations=0"])
     assert load_config("smoke", ["ppo.total_steps=0"]).evolution.generations == 3
     assert load_config("smoke", ["evolution.generations=0", "fleets.0.spf_edges=[64, 256]"]).ppo.total_steps == 768
+
+
+def test_several_routers_act_by_turns_and_are_refused_where_an_action_needs_the_next_view() -> None:
+    [fleets] = load_config("smoke", ["fleets.0.routers=4", "fleets.0.dt=0.005"]).fleets
+    assert fleets.turn_s == pytest.approx(0.02)
+    with pytest.raises(InputError, match=r"fleets.0.routers is 2, must be 1 with dqn.total_steps"):
+        load_config("dqn", ["fleets.0.routers=2"])
+    with pytest.raises(InputError, match=r"fleets.0.routers is 2, must be 1 with gradient.total_steps"):
+        load_config("gradient", ["fleets.0.routers=2"])
