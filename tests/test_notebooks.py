@@ -119,7 +119,7 @@ def test_a_router_is_trained_on_a_trace_and_judged_on_its_later_part(
     )
     assert ran.values["loads"] == [0.7, 1.0, 1.3]
     assert ran.values["seeds"] == [6, 6, 6]
-    assert {"round-robin", "gated-central-queue+spf", "default", "run"} <= set(ran.values["policies"])
+    assert {"round-robin", "gated-central-queue+spf", "default", "mine"} <= set(ran.values["policies"])
     for low, value, high in ran.values["intervals"]:
         assert low <= value <= high
     # Overloaded, even the rule that it starts from is far better than round robin.
@@ -191,8 +191,8 @@ def test_a_log_becomes_a_profile_that_plans_better_and_a_router(
     assert abs(capacity["calibrated"] / capacity["truth"] - 1) < 0.05
     assert abs(capacity["guess"] / capacity["truth"] - 1) > abs(capacity["calibrated"] / capacity["truth"] - 1)
     judged = ran.values["judged"]
-    assert list(judged) == ["round-robin", "least-kv", "gated-central-queue", "default", "run"]
-    assert judged[ran.values["pick"]] == min(judged["default"], judged["run"])
+    assert list(judged) == ["round-robin", "least-kv", "gated-central-queue", "default", "trained"]
+    assert judged[ran.values["pick"]] == min(judged["default"], judged["trained"])
     assert judged[ran.values["pick"]] < judged["round-robin"]
     assert ran.pictures == 2
     out = tmp_path / "runs" / "from_log"
