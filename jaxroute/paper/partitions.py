@@ -64,7 +64,8 @@ def search(scheduler: str, seed: int) -> Numbers:
     """All partitions of eight requests one after the other on two V100 with all of their KV cache.
 
     Returns:
-      E2E of all eight together, and spikes at both instances, for each partition.
+      For each partition, E2E of all eight together, and gaps between tokens, at both instances, in which a prompt was
+      computed, however short: prompts are, here.
     """
     rng = np.random.default_rng([seed, 0x70617274])
     prompts, outputs = rng.integers(SHORTEST, LONGEST, (2, REQUESTS), endpoint=True)
@@ -79,7 +80,7 @@ def search(scheduler: str, seed: int) -> Numbers:
     place = np.clip(gaps.end_s // BETWEEN_S, 0, PARTITIONS - 1).astype(int)
     return {
         "e2e_s": metrics.e2e_s(result).reshape(PARTITIONS, REQUESTS).sum(axis=1).tolist(),
-        "spikes": np.bincount(place[gaps.spikes], minlength=PARTITIONS).tolist(),
+        "spikes": np.bincount(place[gaps.prompt_tokens > 0], minlength=PARTITIONS).tolist(),
     }
 
 
@@ -137,8 +138,8 @@ def partitions_table(found: dict[str, list[Spread]], command: str, seeds: str) -
     rows = []
     for scheduler, own in found.items():
         cells = (
-            Cell(over(own, name), getattr(PRINTED, name), decimals=2 if name == "correlation" else 1, signed=index < 2)
-            for index, name in enumerate(columns)
+            Cell(over(own, name), round(getattr(PRINTED, name), places), decimals=places, signed=index < 2)
+            for index, (name, places) in enumerate(zip(columns, (1, 1, 1, 1, 2), strict=True))
         )
         rows.append(Row(scheduler, tuple(cells)))
     return Table(
@@ -155,7 +156,8 @@ def partitions_table(found: dict[str, list[Spread]], command: str, seeds: str) -
         command=command,
         seeds=seeds,
         note=f"The paper's figure 2: one request a second, {SHORTEST} to {LONGEST} prompt and output tokens (drawn "
-        "uniformly here); its correlation is that of the six partitions that it prints.",
+        "uniformly here); its correlation is that of the six partitions that it prints. As spikes count here all gaps "
+        "with a prompt in them.",
     )
 
 
