@@ -180,6 +180,7 @@ def test_a_log_becomes_a_profile_that_plans_better_and_a_router(
         monkeypatch,
         before="errors['start']['e2e']['each']",
         after="errors['fitted']['e2e']['each']",
+        steps="[step['fitted_ms']['value'] / true_ms[step['label']] - 1 for step in fit['step_times']]",
         capacity="{name: plan['requests_per_s'] for name, plan in plans.items()}",
         means="{name: plan['e2e_mean_s'] for name, plan in plans.items()}",
         judged="means",
@@ -187,6 +188,7 @@ def test_a_log_becomes_a_profile_that_plans_better_and_a_router(
     )
     assert ran.values["before"] > 15
     assert ran.values["after"] < 5
+    assert max(map(abs, ran.values["steps"])) < 0.1, "the guess is 20 % off"
     capacity = ran.values["capacity"]
     assert abs(capacity["calibrated"] / capacity["truth"] - 1) < 0.05
     assert abs(capacity["guess"] / capacity["truth"] - 1) > abs(capacity["calibrated"] / capacity["truth"] - 1)
