@@ -23,15 +23,19 @@ from jaxroute.train.load_config import load_config
 from jaxroute.train.ppo import make_learner
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes of four devices each left."""
-    folder = tmp_path_factory.mktemp("together")
-    address = f"127.0.0.1:{free_port()}"
-    script = [together.__file__, address, "2"]
+def run_both(what: str, folder: Path) -> None:
+    """Two processes of four devices each."""
+    script = [together.__file__, what, f"127.0.0.1:{free_port()}", "2"]
     processes = [started([*script, str(number), str(folder)], devices=4) for number in range(2)]
     for code, text in ended(processes):
         assert code == 0, text
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes were told by each other."""
+    folder = tmp_path_factory.mktemp("together")
+    run_both("agree", folder)
     return folder
 
 
@@ -39,14 +43,16 @@ def told(folder: Path, process: int) -> dict[str, Any]:
     return json.loads((folder / f"{process}.json").read_text())
 
 
-def test_two_processes_learn_what_one_device_does(two: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_learn_what_one_device_does(tmp_path: Path) -> None:
+    run_both("learn", tmp_path)
     env, params = uneven.problem()
     learner = make_learner(uneven.config(), (env,))
     before = states_of(learner, params, uneven.SEED)
     first = uneven.weights_of(before, 0)
     alone = uneven.weights_of(uneven.trained(learner, params, before, 1), 0)
     assert np.abs(alone - first).max() > 0.03
-    np.testing.assert_allclose(np.load(two / "weights.npz")["weights"], alone, atol=1e-4)
+    np.testing.assert_allclose(np.load(tmp_path / "weights.npz")["weights"], alone, atol=1e-4)
 
 
 def test_lanes_are_spread_over_the_devices_of_both_processes(two: Path) -> None:

@@ -1,7 +1,7 @@
-"""One of several processes that agree on things and learn `uneven` together.
+"""One of several processes that agree on things, or learn `uneven` together.
 
-`python together.py HOST:PORT PROCESSES PROCESS FOLDER`: writes what it was told to `PROCESS.json`, and the weights to
-`weights.npz`.
+`python together.py agree|learn HOST:PORT PROCESSES PROCESS FOLDER`: writes what it was told to `PROCESS.json`, or the
+weights to `weights.npz`.
 """
 
 from __future__ import annotations
@@ -43,20 +43,27 @@ def told(process: int) -> dict[str, Any]:
     return found
 
 
-def main(coordinator: str, processes: int, process: int, folder: Path) -> None:
+def learned() -> np.ndarray:
+    """Flat weights after the updates of `uneven` on the devices of all processes."""
+    # Imported late: they make arrays, which nobody may before all are together.
+    import uneven
+    from tiny import states_of
+
+    from jaxroute.train.ppo import make_learner
+
+    env, params = uneven.problem()
+    learner = make_learner(uneven.config(), (env,))
+    after = uneven.trained(learner, params, states_of(learner, params, uneven.SEED), len(jax.devices()))
+    return uneven.weights_of(after, 0)
+
+
+def main(what: str, coordinator: str, processes: int, process: int, folder: Path) -> None:
     """See the module's docstring."""
     with joined(Join(coordinator, processes, process, 60), "together"):
-        # Imported late: they make arrays, which nobody may before all are together.
-        import uneven
-        from tiny import states_of
-
-        from jaxroute.train.ppo import make_learner
-
-        (folder / f"{process}.json").write_text(json.dumps(told(process)))
-        env, params = uneven.problem()
-        learner = make_learner(uneven.config(), (env,))
-        after = uneven.trained(learner, params, states_of(learner, params, uneven.SEED), len(jax.devices()))
-        weights = uneven.weights_of(after, 0)
+        if what == "agree":
+            (folder / f"{process}.json").write_text(json.dumps(told(process)))
+            return
+        weights = learned()
         if is_first():
             np.savez(folder / "weights.npz", weights=weights)
 
@@ -64,4 +71,4 @@ def main(coordinator: str, processes: int, process: int, folder: Path) -> None:
 if __name__ == "__main__":
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
