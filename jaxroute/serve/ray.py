@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -17,7 +18,6 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import (
     PendingRequest,
     ReplicaID,
-    ReplicaResult,
     RequestRouter,
     RunningReplica,
 )
@@ -58,12 +58,13 @@ def router_config(*, stats_period_s: float = 0.2, **options: Any) -> RequestRout
       InputError: an option that is wrong.
     """
     Fleet(dataclasses.replace(RayOptions.of(options), decision_log=None)).close()
-    return RequestRouterConfig(
-        request_router_class=ROUTER,
-        request_router_kwargs=options,
-        request_routing_stats_period_s=stats_period_s,
-        request_routing_stats_timeout_s=max(1.0, 2 * stats_period_s),
-    )
+    told: dict[str, Any] = {
+        "request_router_class": ROUTER,
+        "request_router_kwargs": options,
+        "request_routing_stats_period_s": stats_period_s,
+        "request_routing_stats_timeout_s": max(1.0, 2 * stats_period_s),
+    }
+    return RequestRouterConfig(**told)
 
 
 class JaxrouteRouter(RequestRouter):
@@ -169,7 +170,7 @@ class JaxrouteRouter(RequestRouter):
         if self._broken is None:
             self.fleet.unavailable(replica_id.unique_id)
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """A replica has accepted a call."""
         if self._broken is not None:
             return
@@ -188,8 +189,8 @@ class JaxrouteRouter(RequestRouter):
         """A call is no longer at a replica; how it ended is told by its result, a moment earlier or later."""
         if self._broken is None:
             wait_s = RESULT_S if internal_request_id in self._watched else 0.0
-            ending = internal_request_id, replica_id.unique_id, "finished"
-            self._event_loop.call_later(wait_s, self._ended, *ending)
+            ending = functools.partial(self._ended, internal_request_id, replica_id.unique_id, "finished")
+            self._event_loop.call_later(wait_s, ending)
 
     def _ended(self, id: str, name: str, outcome: Outcome) -> None:
         self._watched.discard(id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -176,8 +177,8 @@ class Fleet:
         if not is_heard_of:
             self.taken(id)
             call.expiry.cancel()
-            ending = self.ended, id, call.backend.name, "finished"
-            call.expiry = asyncio.get_running_loop().call_later(self._seconds(call), *ending)
+            ending = functools.partial(self.ended, id, call.backend.name, "finished")
+            call.expiry = asyncio.get_running_loop().call_later(self._seconds(call), ending)
         return call.backend.name
 
     def with_room(self) -> set[str]:
