@@ -60,7 +60,7 @@ def llm_config(given: Mapping[str, Any]) -> Any:
             "max_num_batched_tokens": profile["max_num_batched_tokens"],
             "block_size": profile["block_size"],
             "num_gpu_blocks_override": profile["kv_blocks"] + 1,
-            "scheduler_cls": "held_scheduler.HeldScheduler",
+            "scheduler_cls": "ray_scheduler.PatientScheduler",
             "enforce_eager": True,
             "enable_prefix_caching": False,
             "async_scheduling": False,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jaxroute.errors import InputError
-from jaxroute.serve.ray_report import load_report
+from jaxroute.serve.ray_report import load_report, read_report
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'jaxroute[ray]'")
 
@@ -338,3 +340,13 @@ def test_the_router_needs_no_jax() -> None:
     code = "import sys; import jaxroute.serve.ray; print([name for name in ('jax', 'flax') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_example_of_the_readme_is_what_ray_takes() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    [block] = re.findall(r"```py\n(from ray import serve.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["Engine"].num_replicas == 4
+    assert names["Engine"]._deployment_config.request_router_config.get_request_router_class() is JaxrouteRouter
+    assert read_report(names["Engine"].func_or_class().record_routing_stats()) is not None
