@@ -22,7 +22,7 @@ from rich.console import Console
 
 from jaxroute.errors import InputError, first_line
 
-HEARTBEAT_S = 30
+HEARTBEAT_S = 100
 """A process that has not been heard of for so long is taken for dead, and all others end."""
 
 PARTING_S = 10

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,25 @@ from jaxroute.train.load_config import load_config
 from jaxroute.train.ppo import make_learner
 
 
-def run_both(what: str, folder: Path) -> None:
-    """Two processes of four devices each."""
+def both(what: str, folder: Path, devices: int = 4) -> list[subprocess.Popen[str]]:
+    """Two processes that know of each other."""
     script = [together.__file__, what, f"127.0.0.1:{free_port()}", "2"]
-    processes = [started([*script, str(number), str(folder)], devices=4) for number in range(2)]
-    for code, text in ended(processes):
+    return [started([*script, str(number), str(folder)], devices) for number in range(2)]
+
+
+def run_both(what: str, folder: Path) -> None:
+    for code, text in ended(both(what, folder)):
         assert code == 0, text
+
+
+def waiting(folder: Path) -> list[subprocess.Popen[str]]:
+    """Two that go round and round together."""
+    processes = both("wait", folder, devices=1)
+    end = time.monotonic() + 200
+    while len(list(folder.iterdir())) < 2:
+        assert time.monotonic() < end and all(process.poll() is None for process in processes), ended(processes)
+        time.sleep(0.1)
+    return processes
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +86,22 @@ def test_what_one_process_wants_or_refuses_counts_for_all(two: Path) -> None:
         assert (found["none"], found["one"]) == (False, True)
         assert found["refused"] == "the first one says nö"
         assert found["differs"].startswith("process 1 and process 0 differ in their numbers; ")
+
+
+def test_one_that_is_interrupted_stops_both_in_order(tmp_path: Path) -> None:
+    processes = waiting(tmp_path)
+    processes[1].send_signal(signal.SIGTERM)
+    for code, text in ended(processes):
+        assert code == 130, text
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_dies_ends_the_other_which_says_so(victim: int, tmp_path: Path) -> None:
+    processes = waiting(tmp_path)
+    processes[victim].kill()
+    code, text = ended(processes)[1 - victim]
+    assert code not in (0, 130)
+    assert "another one is gone" in text or "another task died" in text or "coordination service" in text.lower()
 
 
 def test_a_process_alone_agrees_with_itself() -> None:

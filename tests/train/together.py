@@ -1,13 +1,14 @@
-"""One of several processes that agree on things, or learn `uneven` together.
+"""One of several processes that agree on things, or learn `uneven` together, or go on until one is asked to stop.
 
-`python together.py agree|learn HOST:PORT PROCESSES PROCESS FOLDER`: writes what it was told to `PROCESS.json`, or the
-weights to `weights.npz`.
+`python together.py agree|learn|wait HOST:PORT PROCESSES PROCESS FOLDER`: writes what it was told to `PROCESS.json`, or
+the weights to `weights.npz`; while it waits there is a file `PROCESS`, and it ends with 130.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from jaxroute.devices import lane_mesh, lane_sharding, on_host, placed
 from jaxroute.errors import InputError
 from jaxroute.train.distributed import Join, agreed, by_first, check_same, is_first, joined
+from jaxroute.train.interrupt import stop_requests
 
 
 def told(process: int) -> dict[str, Any]:
@@ -63,9 +65,16 @@ def main(what: str, coordinator: str, processes: int, process: int, folder: Path
         if what == "agree":
             (folder / f"{process}.json").write_text(json.dumps(told(process)))
             return
-        weights = learned()
-        if is_first():
-            np.savez(folder / "weights.npz", weights=weights)
+        if what == "learn":
+            weights = learned()
+            if is_first():
+                np.savez(folder / "weights.npz", weights=weights)
+            return
+        with stop_requests() as stop:
+            while not agreed(stop()):
+                (folder / str(process)).touch()
+                time.sleep(0.1)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
