@@ -1,8 +1,8 @@
 """`ray.serve.llm` on real vLLM engines for CPU, its router changed by turns on the same requests.
 
 Started by `compare_ray_routers.py` with the interpreter of an environment that holds vLLM and Ray. The engines are held
-to a profile's step time as those of the testbed are, and stay as they are while routers change: each turn has a handle
-of its own, and so a router without memory.
+to a profile's step time as those of the testbed are; Ray starts them anew for each router. Each turn has a handle of
+its own, and so a router without memory.
 """
 
 from __future__ import annotations

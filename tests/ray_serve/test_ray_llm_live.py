@@ -33,12 +33,12 @@ def python() -> Path:
 
 def test_real_engines_in_replicas_are_routed_by_the_shipped_policy(python: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "compare_ray_routers.py"), "--python", str(python), "--out", str(tmp_path)]
-    options = {"instances": 2, "requests": 24, "rate": 4, "rounds": 1, "routers": "ray:power-of-two,jaxroute:default"}
+    options = {"instances": 2, "requests": 24, "rate": 4, "rounds": 1, "routers": "jaxroute:default"}
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     subprocess.run([*command, *given], check=True, timeout=900)
-    took = {each["router"]: each for each in json.loads((tmp_path / "took.json").read_text())}
-    assert len(took) == 2
-    assert all(len(each["e2e_s"]) == 24 for each in took.values())
-    counts = took["jaxroute:default"]["counts"]
+    [took] = json.loads((tmp_path / "took.json").read_text())
+    assert len(took["e2e_s"]) == 24
+    counts = took["counts"]
     assert counts["ended finished"] == counts["dispatched"] == 28
+    # What vLLM's engines report is fresh enough for the policy, all but always.
     assert counts.get("fallback missing-signal", 0) + counts.get("fallback stale-signal", 0) < 14
