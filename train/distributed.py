@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -173,16 +174,28 @@ def _leave(error: BaseException, command: str) -> NoReturn:
     elif isinstance(error, KeyboardInterrupt):
         code = 130
         console.print("jaxroute: interrupted")
-    elif isinstance(error, jax.errors.JaxRuntimeError):
+    elif _is_of_others(error):
         console.print(
             f"jaxroute: process {jax.process_index()} of {jax.process_count()} ends: another one is gone, or a device "
             f"failed ({first_line(error)}); go on from the last checkpoint with {command} --resume RUN in every process"
         )
     else:
-        console.print_exception()
-    if not isinstance(error, jax.errors.JaxRuntimeError):
-        with contextlib.suppress(Exception):
-            jax.distributed.shutdown()
+        console.print("".join(traceback.format_exception(error)))
+    if isinstance(error, InputError | SystemExit):
+        _part()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _is_of_others(error: BaseException) -> bool:
+    """Whether something between the devices failed, rather than here."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
+def _part() -> None:
+    """Waits a little until the others have come as far: the first one that ends tears all down."""
+    import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+
+    with contextlib.suppress(Exception):
+        ocp.multihost.get_barrier_sync_fn()(key="jaxroute_end", timeout_ms=1000 * PARTING_S)
