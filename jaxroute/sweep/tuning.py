@@ -158,7 +158,7 @@ def _ray(plan: Plan) -> Iterator[None]:
             logging_level=logging.ERROR,
             **({} if plan.address else own),
         )
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+    except Exception as error:
         raise InputError(f"Ray could not be started ({first_line(error)}); check --address and the machine") from error
     tune_logger = logging.getLogger("ray.tune")
     level = tune_logger.level
