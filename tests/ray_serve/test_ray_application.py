@@ -118,7 +118,7 @@ def test_light_calls_avoid_a_replica_with_a_heavy_one(cluster: None) -> None:
 def test_a_failing_application_and_a_dead_replica_lose_no_place(cluster: None) -> None:
     from ray_apps import FakeEngine
 
-    handle = deploy("round-robin", FakeEngine)
+    handle = deploy("round-robin", FakeEngine, 1.0)
     failed = asyncio.run(ask_all(handle, [{"model": "broken"}] * 3))
     assert all("the application fails" in str(each) for each in failed)
     brain = router_of(handle).fleet.dispatcher.brain
@@ -128,7 +128,7 @@ def test_a_failing_application_and_a_dead_replica_lose_no_place(cluster: None) -
     before = {load.server.name for load in brain.tracker.loads}
 
     async def kill() -> list[Any]:
-        under_way = [handle.remote({"prompt": "text", "max_tokens": 150}) for _ in range(6)]
+        under_way = [handle.remote({"prompt": "text", "max_tokens": 400}) for _ in range(6)]
         await asyncio.sleep(0.3)
         with pytest.raises(ray.exceptions.RayActorError):
             await handle.die.remote()
