@@ -198,7 +198,7 @@ def _remarks(starved: Found, ample: Found, requests: int) -> tuple[str, ...]:
     for (scheduler, policy), printed in IMPROVEMENTS.items():
         own = starved.get((scheduler, policy))
         if own is not None and improved(own, base, printed=printed).differs:
-            text = reason(policy, own, base, printed)
+            text = reason(policy, own, base, printed, base="round robin without chunking")
             remarks.append(f"{SCHEDULERS[scheduler]}: {text[0].lower()}{text[1:]}")
     plenty = ample["prefill-first", REFERENCE]
     arrivals_s, makespan_s = requests / RATE, float(np.mean(plenty["makespan_s"]))

@@ -89,8 +89,10 @@ def record_row(policy: str, own: Columns) -> Row:
     return Row(name_of(policy), cells)
 
 
-def reason(policy: str, own: Columns, reference: Columns, printed: float | None = None) -> str:
-    """One sentence on why a policy's makespan is what it is against round robin's, from the records of both."""
+def reason(
+    policy: str, own: Columns, reference: Columns, printed: float | None = None, *, base: str = "round robin"
+) -> str:
+    """Why a policy's makespan is what it is against round robin's, from the records of both; `base` names the latter."""
     change = shift(own, reference)
     factors = {
         "recomputation": change.recomputation,
@@ -105,7 +107,7 @@ def reason(policy: str, own: Columns, reference: Columns, printed: float | None 
     parts = ", ".join(f"{name} {value:+.1f} %" for name, value in factors.items())
     against = "" if printed is None else f" (printed: {-printed:+.2f} %)"
     return (
-        f"{name_of(policy)}: makespan {change.makespan:+.1f} % against round robin{against}. The factors, as changes: "
+        f"{name_of(policy)}: makespan {change.makespan:+.1f} % against {base}{against}. The factors, as changes: "
         f"{parts}; the largest is {largest}. Preemptions {counted['preemptions']:,.0f} against "
         f"{other['preemptions']:,.0f}; recomputed of all tokens {recomputed}; servers' time idle after the last "
         f"arrival {drained}."
