@@ -92,7 +92,7 @@ def record_row(policy: str, own: Columns) -> Row:
 def reason(
     policy: str, own: Columns, reference: Columns, printed: float | None = None, *, base: str = "round robin"
 ) -> str:
-    """Why a policy's makespan is what it is against round robin's, from the records of both; `base` names the latter."""
+    """Why a policy's makespan is what it is against round robin's, from both records; `base` names the latter."""
     change = shift(own, reference)
     factors = {
         "recomputation": change.recomputation,
