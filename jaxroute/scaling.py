@@ -148,20 +148,30 @@ def check_devices(devices: Sequence[int]) -> None:
 def sums_of(jaxpr: Any, times: int = 1) -> Counter[int]:
     """Bytes -> how often so many are summed over the devices when the program runs once.
 
-    As the program says it, each sum of several arrays counted as one: XLA merges them, too.
+    Sums that do not wait for each other count as one, as XLA merges them.
 
     Args:
       jaxpr: of the program; loops without a fixed length count as one pass.
       times: how often it runs.
     """
     found: Counter[int] = Counter()
+    # Of every variable, how many sums come one after the other before it is known.
+    depth: dict[int, int] = {}
+    together: Counter[int] = Counter()
     for equation in jaxpr.eqns:
+        own = max((depth.get(id(var), 0) for var in equation.invars), default=0)
         if equation.primitive.name.startswith("psum"):
-            found[sum(var.aval.size * var.aval.dtype.itemsize for var in equation.invars)] += times
+            together[own] += sum(var.aval.size * var.aval.dtype.itemsize for var in equation.invars)
+            own += 1
         inner = times * equation.params["length"] if equation.primitive.name == "scan" else times
-        for part in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_program):
-            if _is_program(part):
-                found += sums_of(getattr(part, "jaxpr", part), inner)
+        parts = jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_program)
+        inside = [sums_of(getattr(part, "jaxpr", part), inner) for part in parts if _is_program(part)]
+        for each in inside:
+            found += each
+        own += any(inside)
+        depth.update((id(var), own) for var in equation.outvars)
+    for size in together.values():
+        found[size] += times
     return found
 
 

@@ -33,8 +33,19 @@ def test_sums_in_loops_count_as_often_as_the_loops_go_round() -> None:
     program = jax.jit(
         partial(jax.shard_map, mesh=lane_mesh(2), in_specs=whole, out_specs=whole, check_vma=False)(local)
     )
-    # The sum of a constant is known without the others.
-    assert sums_of(program.trace(jnp.ones(4)).jaxpr.jaxpr) == {24: 15}
+    # Both of a pair at once.
+    assert sums_of(program.trace(jnp.ones(4)).jaxpr.jaxpr) == {24: 15, 4: 5}
+
+
+def test_sums_that_wait_for_each_other_are_not_one() -> None:
+    def local(values: jax.Array) -> jax.Array:
+        total = jax.lax.psum(values, AXIS)
+        return jax.lax.psum(values * total, AXIS) + jax.lax.psum(values[:1], AXIS)
+
+    whole = jax.sharding.PartitionSpec()
+    mesh = lane_mesh(2)
+    program = jax.jit(partial(jax.shard_map, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)(local))
+    assert sums_of(program.trace(jnp.ones(4)).jaxpr.jaxpr) == {20: 1, 16: 1}
 
 
 def test_all_reduces_by_hand() -> None:
