@@ -154,10 +154,10 @@ class Sweep(RunOptions):
             table = Table(title="over seeds, % against round robin", title_justify="left")
             for heading in (*means[0].over, "seeds", "score", "mean E2E", "least to most"):
                 table.add_column(heading)
-            for each in means:
-                mean, least, most = each.e2e_mean
+            for group in means:
+                mean, least, most = group.e2e_mean
                 spread = f"[{_percent(least)}, {_percent(most)}]"
-                table.add_row(*each.over.values(), str(each.seeds), _percent(each.score), _percent(mean), spread)
+                table.add_row(*group.over.values(), str(group.seeds), _percent(group.score), _percent(mean), spread)
             console.print(table)
         for each in standings:
             if each.status == "failed":

@@ -65,7 +65,7 @@ def parse_over(text: str) -> Axis:
     if not separator or not key or not given:
         raise InputError(f"--over {text!r}: must be KEY=VALUE,VALUE,... such as seed=0,1,2 or KEY=log(LOW,HIGH)")
     if match := RANGE.fullmatch(given):
-        return _range(key, match[1], match[2:4], f"--over {text}")
+        return _range(key, match[1], match.groups()[1:], f"--over {text}")
     values = tuple(value.strip() for value in _split(given))
     if not all(values):
         raise InputError(f"--over {text}: has an empty value; separate values by single commas")

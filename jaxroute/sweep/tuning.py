@@ -173,7 +173,8 @@ def _ray(plan: Plan) -> Iterator[None]:
 
 def _fitted(tuner: tune.Tuner, folder: Path) -> list[Standing]:
     found = []
-    for result in tuner.fit():
+    results = tuner.fit()
+    for result in (results[number] for number in range(len(results))):
         over = {key: str(value) for key, value in (result.config or {})["over"].items()}
         name = name_of(_number(Path(result.path).name), over)
         run = folder / RUNS / name
