@@ -18,8 +18,7 @@ def facts_of(result: RunResult) -> dict[str, float]:
     - `busy_s`: seconds for which the servers hold any request, summed over them: an engine that holds one works;
     - `idle_share`: share of servers x makespan in which they hold none;
     - `drain_idle_share`: the part of it after the last arrival;
-    - `work_tokens`: prompt and output tokens served, and those computed again after preemptions;
-    - `recomputed_share`: the latter over all of them;
+    - `recomputed_share`: tokens computed again after preemptions, of those and the prompt and output tokens;
     - `in_flight_mean`: requests that a server holds while it is busy;
     - `most_share`, `least_share`: of the requests, of the server that got the most and the least, over an even share.
     """
@@ -43,7 +42,6 @@ def facts_of(result: RunResult) -> dict[str, float]:
         "busy_s": busy_s,
         "idle_share": 1 - busy_s / room_s,
         "drain_idle_share": drain_s / room_s,
-        "work_tokens": work,
         "recomputed_share": (work - served) / work,
         "in_flight_mean": float((records.finish_s - records.dispatch_s).sum()) / busy_s,
         "most_share": float(share.max()),
@@ -68,19 +66,19 @@ def covered_s(start_s: np.ndarray, end_s: np.ndarray, first_s: float, last_s: fl
 class Shift:
     """Why one makespan differs from another: the three factors whose product is their ratio, as changes in %.
 
-    A makespan is the tokens that are computed, over the tokens that a busy server computes in a second, over the number
-    of busy servers.
+    A makespan is the time that busy servers need for the tokens that are asked of them, over the share of their busy
+    time that is not spent on computing tokens again, over the number of servers that are busy.
 
     Attributes:
       makespan: of the whole.
-      recomputation: by more or fewer tokens that are computed.
-      speed: by tokens per second of a busy server, fewer are longer.
+      recomputation: by busy time that goes into tokens computed again.
+      batching: by the rest of the busy time, which is longer where steps hold less.
       idleness: by servers without work, the drain included.
     """
 
     makespan: float
     recomputation: float
-    speed: float
+    batching: float
     idleness: float
 
 
@@ -88,19 +86,21 @@ def shift(own: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) ->
     """The factors between two policies, of the means over the same seeds.
 
     Args:
-      own, reference: columns of `facts_of`, [seeds] each.
+      own, reference: columns of `facts_of`, [seeds] each, and `recomputing_s`, see `measure`.
     """
 
     def mean(column: str, source: Mapping[str, np.ndarray]) -> float:
         return float(np.asarray(source[column], np.float64).mean())
 
-    def ratio(column: str) -> float:
-        return mean(column, own) / mean(column, reference)
+    def useful_s(source: Mapping[str, np.ndarray]) -> float:
+        return mean("busy_s", source) - mean("recomputing_s", source)
 
-    work, busy, makespan = ratio("work_tokens"), ratio("busy_s"), ratio("makespan_s")
+    makespan = mean("makespan_s", own) / mean("makespan_s", reference)
+    busy = mean("busy_s", own) / mean("busy_s", reference)
+    useful = useful_s(own) / useful_s(reference)
     return Shift(
         makespan=100 * (makespan - 1),
-        recomputation=100 * (work - 1),
-        speed=100 * (busy / work - 1),
+        recomputation=100 * (busy / useful - 1),
+        batching=100 * (useful - 1),
         idleness=100 * (makespan / busy - 1),
     )

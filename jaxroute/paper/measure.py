@@ -33,7 +33,7 @@ FACTS = 1
 """Version of `facts_of`; raised when its numbers change, so that kept ones are measured again."""
 
 Columns = Mapping[str, np.ndarray]
-"""The numbers of `facts_of` by name, [seeds] each."""
+"""The numbers of `facts_of` by name, [seeds] each; and `recomputing_s`, busy seconds that recomputed tokens took."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,13 @@ def _run(context: Context, setting: Setting, policies: Sequence[Candidate], seed
 
 def _kept(context: Context, setting: Setting, policy: Candidate, seeds: tuple[int, ...]) -> Columns:
     found = cast(dict[str, list[float]], context.store.find(_key(setting, policy, seeds)))
-    return {name: np.asarray(values, np.float64) for name, values in found.items()}
+    columns = {name: np.asarray(values, np.float64) for name, values in found.items()}
+    return {**columns, "recomputing_s": columns["recomputed_tokens"] * _prefill_s(setting.fleet)}
+
+
+def _prefill_s(fleet: Fleet) -> float:
+    """Seconds that a prompt token adds to a step, the mean over the servers: what a recomputed token costs."""
+    return float(np.mean([profile.coefficients_ms["g"] / 1e3 for profile in fleet.profiles]))
 
 
 def _key(setting: Setting, policy: Candidate, seeds: tuple[int, ...]) -> dict[str, object]:
