@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from jaxroute.commands.console import table_console
 from jaxroute.commands.run_options import Overrides, RunOptions, stopped
-from jaxroute.errors import InputError
+from jaxroute.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from jaxroute.sweep.plan import Plan
@@ -76,15 +75,22 @@ class Sweep(RunOptions):
     def run(self) -> None:
         """Runs it; exits with 130 where it was interrupted."""
         self.check()
-        if importlib.util.find_spec("ray") is None:
-            raise InputError("jaxroute sweep needs Ray Tune; install it: pip install 'jaxroute[sweep]'")
-        from jaxroute.sweep import tuning
+        from jaxroute.sweep.plan import read_plan
 
         console = table_console()
         folder = self.resume or self.out
         assert folder is not None
         if self.resume is None:
-            axes, plan = self._begin(folder)
+            axes, plan = self._checked(folder)
+        else:
+            read_plan(folder)
+        try:
+            from jaxroute.sweep import tuning
+        except ImportError as error:
+            need = "jaxroute sweep needs Ray Tune; install it: pip install 'jaxroute[sweep]'"
+            raise InputError(f"{need} ({first_line(error)})") from error
+        if self.resume is None:
+            self._begin(folder)
         with _told(console):
             if self.resume is None:
                 standings = tuning.start(axes, plan, folder)
@@ -92,17 +98,14 @@ class Sweep(RunOptions):
                 standings = tuning.resume(folder, retry_failed=self.retry_failed)
         self._end(standings, folder, console)
 
-    def _begin(self, out: Path) -> tuple[list[Axis], Plan]:
-        """Checks everything, and makes the folder."""
-        from jaxroute.output import atomic_path
-        from jaxroute.sweep.plan import BASE, SETTINGS
+    def _checked(self, out: Path) -> tuple[list[Axis], Plan]:
+        """What to go over, and how."""
+        from jaxroute.sweep.plan import SETTINGS
         from jaxroute.sweep.space import Range, check_axes, parse_over, read_space
-        from jaxroute.train.load_config import load_config, to_toml
 
         assert self.config is not None
         axes = [parse_over(text) for group in self.over for text in group]
         axes += [] if self.space is None else read_space(self.space)
-        base = load_config(self.config, self.values)
         check_axes(axes, self.config, self.values)
         ranges = [axis.key for axis in axes if isinstance(axis, Range)]
         if self.samples is None and (self.search == "random" or ranges):
@@ -111,13 +114,22 @@ class Sweep(RunOptions):
         plan = self._plan()
         if (out / SETTINGS).exists():
             raise InputError(f"--out {out}: holds a sweep; go on with it by --resume {out}, or give a new folder")
+        return axes, plan
+
+    def _begin(self, out: Path) -> None:
+        """Makes the folder, with the configuration that all trials start from."""
+        from jaxroute.output import atomic_path
+        from jaxroute.sweep.plan import BASE
+        from jaxroute.train.load_config import load_config, to_toml
+
+        assert self.config is not None
+        base = load_config(self.config, self.values)
         try:
             out.mkdir(parents=True, exist_ok=True)
             with atomic_path(out / BASE) as temporary:
                 temporary.write_text(to_toml(base), encoding="utf-8")
         except OSError as error:
             raise InputError(f"--out {out}: cannot be written ({error}); choose another folder") from error
-        return axes, plan
 
     def _plan(self) -> Plan:
         from jaxroute.sweep.plan import Asha, Plan

@@ -91,7 +91,7 @@ class OverSeeds:
 def name_of(number: int, over: Mapping[str, str]) -> str:
     """Name of the run folder of a trial."""
     values = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in over.items())
-    return f"{number:03d}-" + re.sub(r"[^A-Za-z0-9=.,+-]+", "", values)[:MOST_NAME]
+    return f"{number:03d}-" + re.sub(r"[^A-Za-z0-9_=.,+-]+", "", values)[:MOST_NAME]
 
 
 def progress_of(run: Path) -> Progress:

@@ -179,7 +179,7 @@ def _fitted(tuner: tune.Tuner, folder: Path) -> list[Standing]:
         name = name_of(_number(Path(result.path).name), over)
         run = folder / RUNS / name
         status = _status(result)
-        problem = (last_words(run) or first_line(result.error)) if status == "failed" else ""
+        problem = (last_words(run) or str(result.error)) if status == "failed" else ""
         found.append(Standing(name, over, status, progress_of(run), problem))
     return sorted(found, key=lambda each: each.name)
 

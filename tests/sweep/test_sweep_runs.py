@@ -17,7 +17,8 @@ import pytest
 import sweeping
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray is not here: pip install 'jaxroute[sweep]'"
+    any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")),
+    reason="Ray Tune is not here: pip install 'jaxroute[sweep]'",
 )
 
 

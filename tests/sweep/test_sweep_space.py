@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -88,7 +87,6 @@ def test_every_value_is_one_that_the_configuration_takes() -> None:
             check_axes(axes, "smoke", [])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not here: pip install 'jaxroute[sweep]'")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
