@@ -129,6 +129,8 @@ def _seconds(runs: Runs, requests: int, command: str, seeds: str) -> Table:
 
 
 def _changes(runs: Runs, command: str, seeds: str) -> Table:
+    headings = tuple(f"{label}: makespan, %" for label in SETS.values())
+
     def cell(at: int, name: str, batching: str, routing: str) -> Cell:
         value = relative_difference(runs[name, batching, routing]["makespan_s"], runs[name, *BASE]["makespan_s"])
         printed = printed_change(batching, routing, at) if routing in ROUTINGS else None
@@ -138,15 +140,15 @@ def _changes(runs: Runs, command: str, seeds: str) -> Table:
         Row(
             f"{label}, {ROUTINGS.get(routing) or name_of(routing)}",
             tuple(cell(at, name, batching, routing) for at, name in enumerate(SETS)),
-            headline=SETS["lh-hl-random"] if (batching, routing) in HEADLINES else "",
+            headline=headings[0] if (batching, routing) in HEADLINES else "",
         )
         for batching, label in BATCHINGS.items()
         for routing in (*ROUTINGS, COUNTED)
         if (batching, routing) != BASE
     ]
     return Table(
-        title="Against round robin with FCFS, %",
-        columns=("batching, routing", *SETS.values()),
+        title="Against round robin with FCFS",
+        columns=("batching, routing", *headings),
         rows=tuple(rows),
         command=command,
         seeds=seeds,
