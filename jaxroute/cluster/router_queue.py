@@ -23,16 +23,16 @@ def empty_router_queue(config: ClusterConfig, requests: int) -> jax.Array | None
 def head_of(workload: Workload, state: ClusterState) -> jax.Array:
     """[] int32, the request whose turn it is; some request where the queue is empty."""
     last = workload.prompt_tokens.shape[0] - 1
-    if state.held is None and state.sent is None:
-        return jnp.minimum(state.dispatched, last)
+    router, routers = acting(state)
     if state.held is None:
-        router, routers = acting(state)
-        return jnp.minimum(router + routers * state.sent[router], last)
-    held = state.held
-    if state.sent is not None:
-        router, routers = acting(state)
-        held = jnp.where(jnp.arange(last + 1, dtype=jnp.int32) % routers == router, held, NEVER)
-    return jnp.minimum(first_index(held == jnp.min(held)), last)
+        first = state.dispatched if state.sent is None else router + routers * state.sent[router]
+        return jnp.minimum(first, last)
+    if state.sent is None:
+        return first_index(state.held == jnp.min(state.held))
+    own = jnp.arange(last + 1, dtype=jnp.int32) % routers == router
+    held = jnp.where(own, state.held, NEVER)
+    # Where the queue is empty, the lowest is that of another router's request.
+    return jnp.minimum(first_index(own & (held == jnp.min(held))), last)
 
 
 def acting(state: ClusterState) -> tuple[jax.Array, int]:
