@@ -79,6 +79,7 @@ def test_devices_that_share_cores_are_held_against_the_cores() -> None:
     assert with_efficiency(four, first, None).efficiency_of_cores == pytest.approx(0.45)
 
 
+@pytest.mark.slow
 def test_bench_measures_training_on_one_device_and_on_two(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--devices", "2,1", "--config", "smoke", "--envs", "2", "--repeats", "1", "--update-ms", "50"]
     main(["bench", *options, "--json"])
