@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -141,6 +143,7 @@ def _initialise(join: Join) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It takes SIGTERM for itself, which is ours to stop by.
     jax.config.update("jax_enable_preemption_service", False)
+    _reach(join)
     try:
         jax.distributed.initialize(
             join.coordinator,
@@ -160,6 +163,33 @@ def _initialise(join: Join) -> None:
             f"process {join.process} could not join the others at {join.coordinator} within {join.timeout_s} s "
             f"({first_line(error)}); start all processes, and check that the address can be reached and is free"
         ) from error
+
+
+def _reach(join: Join) -> None:
+    """Says that it waits, as JAX aborts the process when the others do not come; sees whether the first is there.
+
+    Raises:
+      InputError: it is not.
+    """
+    if join.coordinator is None:
+        return
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"process {join.process} of {join.processes} waits for the others at {join.coordinator}, "
+        f"for {join.timeout_s} s at most"
+    )
+    host, _, port = join.coordinator.rpartition(":")
+    until = time.monotonic() + join.timeout_s
+    while join.process:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"process {join.process} could not join the others at {join.coordinator} within {join.timeout_s} s "
+                    f"({first_line(error)}); start process 0, and check that the address can be reached"
+                ) from error
+            time.sleep(0.2)
 
 
 def _leave(error: BaseException, command: str) -> NoReturn:
