@@ -92,9 +92,7 @@ def test_simulate_draws_a_timeline_for_every_policy(tmp_path, capsys):
     options += ["--policy", "round-robin,least-kv", "--kv-tokens", "3800", "--no-pictures"]
     main([*options, "--out", str(tmp_path / "out"), "--timeline", "busiest"])
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
-    expected = {
-        f"{policy}.{kind}.png" for policy in ("round-robin", "least-kv") for kind in ("timeline", "actions")
-    }
+    expected = {f"{policy}.{kind}.png" for policy in ("round-robin", "least-kv") for kind in ("timeline", "actions")}
     assert names == expected
     with pytest.raises(SystemExit) as stop:
         main([*options, "--out", str(tmp_path / "bad"), "--timeline", "9:3"])

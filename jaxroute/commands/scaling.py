@@ -49,7 +49,7 @@ def show_scaling(report: ScalingReport, console: Console) -> None:
     console.print(
         f"An expectation, not a measurement: an update of {1e3 * report.expected_from_s:,.1f} ms on one device, and "
         f"all-reduces that nothing hides: {links.host_gb_s:g} GB/s and {links.host_us:g} us a hop within "
-        f"{links.per_host} devices, {links.network_gb_s:g} GB/s and {links.network_us:g} us between servers (--links.*)",
+        f"{links.per_host} devices, {links.network_gb_s:g} GB/s and {links.network_us:g} us between servers (--links)",
         soft_wrap=True,
     )
     if report.cores is not None:
