@@ -32,7 +32,7 @@ from jaxroute.workload.table import RequestTable
 V100 = "v100-32gb-llama2-7b"
 HEADER = (
     "policy,workload,profile,scheduler,instances,load,seed,e2e_mean_s,e2e_p99_s,ttft_mean_s,ttft_p99_s,tbt_mean_s,"
-    "makespan_s,router_wait_mean_s,preemptions,rate_per_s,recomputed_tokens,tbt_p99_s"
+    "makespan_s,router_wait_mean_s,preemptions,rate_per_s,recomputed_tokens,tbt_p99_s,routers"
 )
 SMALL = ("--requests", "60", "--max-num-seqs", "16", "--instances", "2")
 

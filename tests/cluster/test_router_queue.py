@@ -107,5 +107,5 @@ def test_names_take_the_suffix_and_replays_refuse_the_order() -> None:
         Fleet((V100,), ("chunked",), router_order="lifo").config(1, records=False)
     table = five_task(5, 1.0, seed=0)
     fleet = Fleet((V100,), ("chunked",), router_order="shortest-predicted")
-    with pytest.raises(ValueError, match="must be fcfs"):
+    with pytest.raises(ValueError, match="in the order fcfs"):
         replay(fleet, table, Decisions(np.zeros(5, int), None), name="x", prediction=predict(table, "none", seed=0))
