@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxroute.paper.compare import (
     LEARNED,
-    RECORD_COLUMNS,
     REFERENCE,
     bound_by_recomputation,
     improved,
@@ -16,7 +15,7 @@ from jaxroute.paper.compare import (
     mean,
     name_of,
     reason,
-    record_row,
+    records,
 )
 from jaxroute.paper.measure import A100, KV_TOKENS, Columns, Setting, entrants, fleet, measure
 from jaxroute.paper.part import Cell, Context, Findings, Part, Picture, Row, Table
@@ -162,11 +161,8 @@ def _table(title: str, found: Found, *, is_starved: bool, is_whole: bool, comman
 
 
 def _records(found: Found, command: str, seeds: str) -> Table:
-    rows = tuple(
-        Row(f"{name_of(policy)}, {SCHEDULERS[scheduler]}", record_row(policy, own).cells)
-        for (scheduler, policy), own in found.items()
-    )
-    return Table(f"From the records, {KV_TOKENS:,} KV tokens", RECORD_COLUMNS, rows, command, seeds)
+    runs = ((f"{name_of(policy)}, {SCHEDULERS[scheduler]}", own) for (scheduler, policy), own in found.items())
+    return records("policy", runs, command, seeds, title=f"From the records, {KV_TOKENS:,} KV tokens")
 
 
 def _picture(starved: Found, ample: Found, tokens: int, command: str, text: str) -> Picture:

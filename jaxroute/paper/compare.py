@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from jaxroute.paired import Interval, mean_interval, relative_difference
 from jaxroute.paper.facts import shift
 from jaxroute.paper.measure import Columns
-from jaxroute.paper.part import Cell, Row
+from jaxroute.paper.part import Cell, Row, Table
 
 REFERENCE = "round-robin"
 
@@ -61,8 +61,24 @@ def saved(own: Columns, reference: Columns, column: str = "makespan_s", printed:
     return Cell(mean_interval(reference[column] - own[column]), printed, decimals=2, signed=True)
 
 
-RECORD_COLUMNS = (
-    "policy",
+QUANTITIES: Mapping[str, Callable[[Columns], Cell]] = {
+    "makespan s": lambda own: mean(own, "makespan_s"),
+    "mean E2E s": lambda own: mean(own, "e2e_mean_s"),
+    "preemptions": lambda own: mean(own, "preemptions"),
+    "recomputed, % of all tokens": lambda own: mean(own, "recomputed_share", scale=100),
+    "recomputing, % of busy time": lambda own: Cell(mean_interval(100 * own["recomputing_s"] / own["busy_s"])),
+    "idle servers, % of time": lambda own: mean(own, "idle_share", scale=100),
+    "of it after the last arrival": lambda own: mean(own, "drain_idle_share", scale=100),
+    "requests at a busy server": lambda own: mean(own, "in_flight_mean"),
+    "router wait s": lambda own: mean(own, "router_wait_mean_s"),
+    "instance wait s": lambda own: mean(own, "instance_wait_mean_s"),
+    "in service s": lambda own: mean(own, "service_mean_s"),
+    "most requests of a server, % of an even share": lambda own: mean(own, "most_share", scale=100),
+    "fewest": lambda own: mean(own, "least_share", scale=100),
+}
+"""What the records say of a run, by the headings of tables."""
+
+RECORDED = (
     "preemptions",
     "recomputed, % of all tokens",
     "recomputing, % of busy time",
@@ -73,22 +89,29 @@ RECORD_COLUMNS = (
     "in service s",
     "most requests of a server, % of an even share",
 )
+"""Quantities of the parts that explain one comparison."""
 
 
-def record_row(policy: str, own: Columns) -> Row:
-    """What the records say of a policy, for a table of `RECORD_COLUMNS`."""
-    cells = (
-        mean(own, "preemptions"),
-        mean(own, "recomputed_share", scale=100),
-        Cell(mean_interval(100 * own["recomputing_s"] / own["busy_s"])),
-        mean(own, "idle_share", scale=100),
-        mean(own, "drain_idle_share", scale=100),
-        mean(own, "router_wait_mean_s"),
-        mean(own, "instance_wait_mean_s"),
-        mean(own, "service_mean_s"),
-        mean(own, "most_share", scale=100),
-    )
-    return Row(name_of(policy), cells)
+def records(
+    heading: str,
+    runs: Iterable[tuple[str, Columns]],
+    command: str,
+    seeds: str,
+    *,
+    quantities: Sequence[str] = RECORDED,
+    title: str = "From the records",
+) -> Table:
+    """A table of what the records say of some runs.
+
+    Args:
+      heading: of the labels.
+      runs: label and columns of each.
+      command, seeds: of the table.
+      quantities: of `QUANTITIES`.
+      title: of the table.
+    """
+    rows = tuple(Row(label, tuple(QUANTITIES[each](own) for each in quantities)) for label, own in runs)
+    return Table(title, (heading, *quantities), rows, command, seeds)
 
 
 def reason(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxroute.paper.compare import LEARNED, REFERENCE, improved, improvement, mean, name_of, reason
+from jaxroute.paper.compare import LEARNED, REFERENCE, improved, improvement, name_of, reason, records
 from jaxroute.paper.measure import A100, KV_TOKENS, V100, Columns, Setting, entrants, fleet, measure
 from jaxroute.paper.part import Context, Findings, Part, Picture, Row, Table
 from jaxroute.paper.pictures import Dot, dots
@@ -60,6 +60,16 @@ POLICIES = (REFERENCE, *HEURISTICS, *LEARNED)
 
 NOTHING: Mapping[str, float] = {}
 """Printed of mean latencies."""
+
+QUANTITIES_SHOWN = (
+    "makespan s",
+    "mean E2E s",
+    "recomputed, % of all tokens",
+    "idle servers, % of time",
+    "requests at a busy server",
+    "most requests of a server, % of an even share",
+    "fewest",
+)
 
 Found = Mapping[str, Mapping[str, Columns]]
 """By the name of the kind, and by policy."""
@@ -120,33 +130,8 @@ def _improvements(kinds: list[Kind], found: Found, command: str, seeds: str) -> 
 
 
 def _records(found: Found, command: str, seeds: str) -> Table:
-    rows = [
-        Row(
-            f"{kind}, {name_of(policy)}",
-            (
-                mean(own, "makespan_s"),
-                mean(own, "e2e_mean_s"),
-                mean(own, "recomputed_share", scale=100),
-                mean(own, "idle_share", scale=100),
-                mean(own, "in_flight_mean"),
-                mean(own, "most_share", scale=100),
-                mean(own, "least_share", scale=100),
-            ),
-        )
-        for kind, policies in found.items()
-        for policy, own in policies.items()
-    ]
-    columns = (
-        "servers, router",
-        "makespan s",
-        "mean E2E s",
-        "recomputed, % of all tokens",
-        "idle servers, % of time",
-        "requests at a busy server",
-        "most requests of a server, % of an even share",
-        "fewest",
-    )
-    return Table("From the records", columns, tuple(rows), command, seeds)
+    runs = ((f"{kind}, {name_of(policy)}", own) for kind, policies in found.items() for policy, own in policies.items())
+    return records("servers, router", runs, command, seeds, quantities=QUANTITIES_SHOWN)
 
 
 def _remarks(kinds: list[Kind], found: Found) -> tuple[str, ...]:

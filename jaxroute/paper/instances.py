@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxroute.paper.compare import LEARNED, REFERENCE, improved, improvement, mean, name_of, reason
+from jaxroute.paper.compare import LEARNED, REFERENCE, improved, improvement, name_of, reason, records
 from jaxroute.paper.measure import KV_TOKENS, V100, Columns, Setting, entrants, fleet, measure
 from jaxroute.paper.part import Cell, Context, Findings, Part, Picture, Row, Table
 from jaxroute.paper.variants import VARIANTS
@@ -30,6 +30,15 @@ IMPROVEMENTS = {
     8: {"baseline": 5.84, "aware": 6.64, "guided": 11.62},
 }
 """Printed, % below round robin, by instances."""
+
+QUANTITIES_SHOWN = (
+    "makespan s",
+    "mean E2E s",
+    "recomputed, % of all tokens",
+    "idle servers, % of time",
+    "router wait s",
+    "most requests of a server, % of an even share",
+)
 
 Found = Mapping[int, Mapping[str, Columns]]
 """By instances and policy, trained ones under the names of the paper's variants."""
@@ -115,31 +124,12 @@ def _improvements(found: Found, command: str, seeds: str) -> Table:
 
 
 def _records(found: Found, command: str, seeds: str) -> Table:
-    rows = [
-        Row(
-            f"{size} instances, {name_of(policy)}",
-            (
-                mean(own, "makespan_s"),
-                mean(own, "e2e_mean_s"),
-                mean(own, "recomputed_share", scale=100),
-                mean(own, "idle_share", scale=100),
-                mean(own, "router_wait_mean_s"),
-                mean(own, "most_share", scale=100),
-            ),
-        )
+    runs = (
+        (f"{size} instances, {name_of(policy)}", own)
         for size, policies in found.items()
         for policy, own in policies.items()
-    ]
-    columns = (
-        "fleet, router",
-        "makespan s",
-        "mean E2E s",
-        "recomputed, % of all tokens",
-        "idle servers, % of time",
-        "router wait s",
-        "most requests of a server, % of an even share",
     )
-    return Table("From the records", columns, tuple(rows), command, seeds)
+    return records("fleet, router", runs, command, seeds, quantities=QUANTITIES_SHOWN)
 
 
 def _remarks(found: Found) -> tuple[str, ...]:

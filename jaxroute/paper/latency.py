@@ -9,7 +9,6 @@ import numpy as np
 from jaxroute.candidates import Candidate
 from jaxroute.paper.compare import (
     LEARNED,
-    RECORD_COLUMNS,
     REFERENCE,
     bound_by_recomputation,
     improved,
@@ -18,7 +17,7 @@ from jaxroute.paper.compare import (
     mean,
     name_of,
     reason,
-    record_row,
+    records,
     saved,
 )
 from jaxroute.paper.measure import KV_TOKENS, V100, Columns, Setting, entrants, fleet, measure
@@ -80,7 +79,7 @@ def run(context: Context) -> Findings:
         ),
         tables=(
             _improvements(starved, command, seeds),
-            _records(starved, command, seeds),
+            records("policy", ((name_of(policy), own) for policy, own in starved.items()), command, seeds),
             _ample(ample, own_tokens, command, seeds),
         ),
         pictures=_pictures(starved, command, f"{seeds}, {requests:,} requests"),
@@ -127,11 +126,6 @@ def _improvements(found: Found, command: str, seeds: str) -> Table:
         seeds=seeds,
         note="The printed numbers of the guided variant stand at both algorithms: the paper's is the Double DQN.",
     )
-
-
-def _records(found: Found, command: str, seeds: str) -> Table:
-    rows = tuple(record_row(policy, own) for policy, own in found.items())
-    return Table("From the records", RECORD_COLUMNS, rows, command, seeds)
 
 
 def _ample(found: Found, tokens: int, command: str, seeds: str) -> Table:
