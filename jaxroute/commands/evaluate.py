@@ -118,9 +118,11 @@ class Evaluate(FleetOptions):
                 with console.status(f"estimating the capacity of {instances} instances for {workload}"):
                     capacity = self._capacity(draws, fleet)
                 capacities.append(capacity)
+                drawn = [self._cell(draws, fleet, load, load * capacity.requests_per_s, console) for load in loads]
                 for routers in self._routers():
-                    own = self.fleet_of(instances, routers)
-                    cells += [self._cell(draws, own, load, load * capacity.requests_per_s, console) for load in loads]
+                    own = [dataclasses.replace(cell, fleet=self.fleet_of(instances, routers)) for cell in drawn]
+                    self._warn_of_rates(own, console)
+                    cells += own
         return cells, capacities
 
     def _draws(self, workload: str, fleet: Fleet) -> Draws:
@@ -151,12 +153,16 @@ class Evaluate(FleetOptions):
             fleet.check(table)
         place = f"{draws.name}, {len(fleet.profiles)} instances"
         # The loads differ in arrival times only, and the windows of a trace are of one that was cut as a whole.
-        if load == self._loads()[0] and fleet.routers == self._routers()[0]:
+        if load == self._loads()[0]:
             for text in _summed(reports[:1] if draws.trace is not None else reports):
                 console.print(f"[yellow]{place}: {text}[/]")
-        if warning := rate_warning(f"{place}, load {load:g}", rate, fleet.dt):
-            console.print(f"[yellow]{warning}[/]")
         return Cell(draws.name, fleet, load, rate, seeds, tables, self.prediction)
+
+    def _warn_of_rates(self, cells: list[Cell], console: Console) -> None:
+        for cell in cells:
+            place = f"{cell.workload}, {len(cell.fleet.profiles)} instances, load {cell.load:g}"
+            if warning := rate_warning(place, cell.rate_per_s, cell.fleet.dt):
+                console.print(f"[yellow]{warning}[/]")
 
     def _loads(self) -> tuple[float, ...]:
         loads = tuple(dict.fromkeys(_number(text, float, "--loads") for text in names_of(self.loads)))
