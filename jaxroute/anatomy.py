@@ -28,7 +28,7 @@ from jaxroute.policies.protocol import Policy, PolicyState
 from jaxroute.progress import check_progress, interval_limit
 from jaxroute.results import RunResult
 from jaxroute.rollout import Lane, interval, run_to_end, stack_lanes, start_lane
-from jaxroute.simulate import SEGMENT, Fleet, records_of
+from jaxroute.simulate import SEGMENT, Fleet, records_of, results_of
 from jaxroute.types import EMPTY, ClusterParams, RouterView, Workload
 from jaxroute.workload.device import stack, to_device
 from jaxroute.workload.prediction import Prediction
@@ -258,18 +258,9 @@ def what_if(
     limit = interval_limit([table], fleet.profiles, fleet.dt)
     workloads, mesh = stack([workload] * len(choices)), lane_mesh(1)
     ended, _ = run_to_end(config, forced, params, workloads, lanes, mesh=mesh, chunk=len(choices), most_intervals=limit)
-    clusters = jax.device_get(ended.cluster)
-    check_progress(clusters, [policy.name] * len(choices), table, config, fleet.dt)
-    return [
-        RunResult(
-            policy=policy.name,
-            table=table,
-            records=records_of(jax.tree.map(lambda leaf, lane=lane: leaf[lane], clusters), fleet.dt),
-            frontend_s=fleet.frontend_s,
-            dt_s=fleet.dt,
-        )
-        for lane in range(len(choices))
-    ]
+    names = [policy.name] * len(choices)
+    check_progress(ended.cluster, names, table, config, fleet.dt)
+    return results_of(fleet, table, names, ended.cluster)
 
 
 def latency_change_s(result: RunResult, watched: Watched, at: int, request: int) -> tuple[float, float]:

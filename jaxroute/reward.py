@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxroute.cluster.queue import positions
+from jaxroute.cluster.router_queue import are_at_router
 from jaxroute.cluster.slots import true_left
 from jaxroute.cluster.state import ClusterState, EngineState
-from jaxroute.types import NEVER, Workload
+from jaxroute.types import Workload
 
 COMPLETION_REWARD = 60.0
 """r_w of the paper (appendix A.9.3)."""
@@ -60,17 +61,7 @@ def paper_reward(
 def remaining_work(workload: Workload, state: ClusterState) -> jax.Array:
     """Sum over all unfinished requests of (1 - f_j) / T_j, f_j the done part of the estimated output; [] float32."""
     at_instances = jax.vmap(_remaining_at_instance, in_axes=(0, None))(state.engines, workload)
-    return jnp.sum(at_instances) + jnp.sum(jnp.where(_is_at_router(workload, state), 1 / workload.ideal_s, 0))
-
-
-def _is_at_router(workload: Workload, state: ClusterState) -> jax.Array:
-    if state.held is not None:
-        return state.held != NEVER
-    request = jnp.arange(workload.prompt_tokens.shape[0], dtype=jnp.int32)
-    if state.sent is not None:
-        routers = state.sent.shape[0]
-        return (request // routers >= state.sent[request % routers]) & (request < state.arrived)
-    return (request >= state.dispatched) & (request < state.arrived)
+    return jnp.sum(at_instances) + jnp.sum(jnp.where(are_at_router(workload, state), 1 / workload.ideal_s, 0))
 
 
 def _remaining_at_instance(engine: EngineState, workload: Workload) -> jax.Array:

@@ -143,17 +143,10 @@ def simulate(
         finished = int(np.asarray(lanes.cluster.engines.finished).sum())
         if progress is not None:
             progress(finished, total)
-    clusters = jax.device_get(lanes.cluster)
+    results = results_of(fleet, table, [policy.name for policy in policies], lanes.cluster)
     return [
-        RunResult(
-            policy=policy.name,
-            table=table,
-            records=records_of(jax.tree.map(lambda leaf, lane=lane: leaf[lane], clusters), fleet.dt),
-            frontend_s=fleet.frontend_s,
-            dt_s=fleet.dt,
-            timeline=timelines[lane].build(),
-        )
-        for lane, policy in enumerate(policies)
+        dataclasses.replace(result, timeline=timeline.build())
+        for result, timeline in zip(results, timelines, strict=True)
     ]
 
 
@@ -181,6 +174,21 @@ def replay(
         result.records, **{field: values[back] for field, values in vars(result.records).items()}
     )
     return dataclasses.replace(result, table=table, records=records)
+
+
+def results_of(fleet: Fleet, table: RequestTable, names: Sequence[str], clusters: ClusterState) -> list[RunResult]:
+    """The finished runs of a batch of fleets ([E] leaves) over one table, a name for each; without timelines."""
+    clusters = jax.device_get(clusters)
+    return [
+        RunResult(
+            policy=name,
+            table=table,
+            records=records_of(jax.tree.map(lambda leaf, lane=lane: leaf[lane], clusters), fleet.dt),
+            frontend_s=fleet.frontend_s,
+            dt_s=fleet.dt,
+        )
+        for lane, name in enumerate(names)
+    ]
 
 
 def records_of(cluster: ClusterState, dt: float) -> RequestRecords:

@@ -55,6 +55,17 @@ def waiting_at_router(state: ClusterState) -> jax.Array:
     return received - sent_by_router(state)
 
 
+def are_at_router(workload: Workload, state: ClusterState) -> jax.Array:
+    """[N] bool, requests that have reached a router, whichever it is, and are not sent."""
+    if state.held is not None:
+        return state.held != NEVER
+    request = jnp.arange(workload.prompt_tokens.shape[0], dtype=jnp.int32)
+    if state.sent is None:
+        return (request >= state.dispatched) & (request < state.arrived)
+    routers = state.sent.shape[0]
+    return (request // routers >= state.sent[request % routers]) & (request < state.arrived)
+
+
 def leave(state: ClusterState, request: jax.Array, wanted: jax.Array) -> ClusterState:
     """Takes the head out of the queue, where `wanted`."""
     held = state.held

@@ -16,14 +16,13 @@ from jaxroute.cli import main
 from jaxroute.cluster import fleet
 from jaxroute.cluster.own_load import own_load
 from jaxroute.cluster.params import make_config, make_params
-from jaxroute.cluster.router_queue import head_of
+from jaxroute.cluster.router_queue import are_at_router, head_of
 from jaxroute.cluster.view import router_view
 from jaxroute.errors import InputError
 from jaxroute.policies.count_based import JoinShortestQueue, RoundRobin
 from jaxroute.policies.in_turn import in_turn
 from jaxroute.policies.token_based import MaxCapacity
 from jaxroute.profiles import load_profile
-from jaxroute.reward import _is_at_router
 from jaxroute.simulate import Fleet, simulate
 from jaxroute.types import NEVER, RouterView
 from jaxroute.workload.five_task import five_task
@@ -117,7 +116,7 @@ def test_a_router_sees_its_own_queue_and_counts_its_own_turns() -> None:
         assert int(views.router[now]) == router
         assert int(views.now[now]) == now // ROUTERS
     np.testing.assert_allclose(views.dt, case.dt * ROUTERS, rtol=1e-6)
-    waits = jax.jit(jax.vmap(lambda state: _is_at_router(workload, state)))(states)
+    waits = jax.jit(jax.vmap(lambda state: are_at_router(workload, state)))(states)
     np.testing.assert_array_equal(np.asarray(waits).sum(1), arrived - np.asarray(states.dispatched))
 
 
