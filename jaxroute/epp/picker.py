@@ -47,6 +47,7 @@ class Picker(ExternalProcessorServicer):
 
     Attributes:
       core: what decides.
+      desk: what all requests share.
       port, admin_port: of gRPC and of the administration.
     """
 
@@ -63,7 +64,7 @@ class Picker(ExternalProcessorServicer):
         # The administration's TLS; gRPC reads the listener's files itself, which are checked here.
         self._admin_tls, _ = listener_tls(config.admin), listener_tls(config.listen)
         self.core = Core(config, read)
-        self._desk = Desk(self.core)
+        self.desk = Desk(self.core)
         self._under_way = UnderWay()
         self._draining = False
         self.port, self.admin_port = config.listen.port, config.admin.port
@@ -76,7 +77,7 @@ class Picker(ExternalProcessorServicer):
         """
         core, config = self.core, self.core.config
         await core.start()
-        await self._desk.endpoints.refresh()
+        await self.desk.endpoints.refresh()
         self._health = grpc_health.aio.HealthServicer()
         await self._tell_health()
         # A body comes in one message.
@@ -91,7 +92,7 @@ class Picker(ExternalProcessorServicer):
         self._runner = await listen("admin", [*states, *admin.routes()], config.admin, self._admin_tls, config)
         self.admin_port = self._runner.addresses[0][1]
         await self._server.start()
-        self._tasks = [asyncio.create_task(self._desk.endpoints.refresh_ever_after())]
+        self._tasks = [asyncio.create_task(self.desk.endpoints.refresh_ever_after())]
         self._tasks.append(asyncio.create_task(self._keep_telling_health()))
         for what, listener in (("use", config.listen), ("administer", config.admin)):
             if not is_loopback(listener.host):
@@ -101,7 +102,7 @@ class Picker(ExternalProcessorServicer):
     async def reload(self) -> list[str]:
         """See `Core.reload`."""
         restart = await self.core.reload()
-        await self._desk.endpoints.refresh()
+        await self.desk.endpoints.refresh()
         return restart
 
     async def drain(self) -> bool:
@@ -131,7 +132,7 @@ class Picker(ExternalProcessorServicer):
         """One HTTP request."""
         with self._under_way:
             try:
-                await Exchange(self._desk, context.read, context.write).run()
+                await Exchange(self.desk, context.read, context.write).run()
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception:

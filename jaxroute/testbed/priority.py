@@ -48,12 +48,11 @@ def _children(pid: int) -> list[int]:
 def favoured() -> Iterator[None]:
     """Gives this thread, and this session where sessions are scheduled as groups, the engines' niceness for a while."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    group = Path(AUTOGROUP)
-    group_before = group.read_text().split()[-1] if group.exists() else None
+    group_before = group_niceness()
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, min(before, NICENESS))
     with suppress(OSError):
-        group.write_text(str(NICENESS))
+        Path(AUTOGROUP).write_text(str(NICENESS))
     try:
         yield
     finally:
@@ -61,4 +60,13 @@ def favoured() -> Iterator[None]:
             os.setpriority(os.PRIO_PROCESS, 0, before)
         with suppress(OSError):
             if group_before is not None:
-                group.write_text(group_before)
+                Path(AUTOGROUP).write_text(group_before)
+
+
+def group_niceness(file: Path = Path(AUTOGROUP)) -> str | None:
+    """The niceness of this session's scheduling group (`/autogroup-632 nice 0`); none where it is in no such group."""
+    with suppress(OSError):
+        # The file is there and empty where a process is in the root group, as in some containers.
+        if words := file.read_text().split():
+            return words[-1]
+    return None

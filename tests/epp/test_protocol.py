@@ -328,12 +328,14 @@ async def test_a_bad_body_is_refused_in_openai_words(data: bytes, status: int) -
 
 async def test_bodies_under_way_are_bounded_together_and_forgotten_once_placed() -> None:
     limits = Limits(held_bytes=6000)
-    async with talking(1, limits=limits) as (_, _, open_):
+    async with talking(1, limits=limits) as (picker, _, open_):
         large = HttpBody(body=body(prompt="x" * 4000), end_of_stream=False)
         first, second = open_(), open_()
         for talk in (first, second):
             await talk.say(request_headers=headers(), protocol_config=modes(protocol.FULL_DUPLEX))
             await talk.say(request_body=large)
+            # Streams overtake each other.
+            await until(lambda: picker.desk.held.bytes > 0)
         answer = await second.hear()
         assert json.loads(answer.immediate_response.body)["error"]["code"] == "bodies"
         await first.say(request_body=HttpBody(end_of_stream=True))
@@ -401,6 +403,6 @@ async def test_a_named_host_is_looked_up() -> None:
         port = fleet[0].port
         backend = next(iter(picker.core.backends))
         backend.config = dataclasses.replace(backend.config, url=f"http://localhost:{port}")
-        await picker._desk.endpoints.refresh()
-        assert picker._desk.endpoints.of("server-0") == f"127.0.0.1:{port}"
-        assert picker._desk.endpoints.name_of(f"127.0.0.1:{port}") == "server-0"
+        await picker.desk.endpoints.refresh()
+        assert picker.desk.endpoints.of("server-0") == f"127.0.0.1:{port}"
+        assert picker.desk.endpoints.name_of(f"127.0.0.1:{port}") == "server-0"

@@ -21,6 +21,7 @@ from jaxroute.profiles import load_profile, parse_profile
 from jaxroute.testbed import Testbed, TestbedConfig
 from jaxroute.testbed import processes as processes_module
 from jaxroute.testbed import testbed as testbed_module
+from jaxroute.testbed.priority import group_niceness
 from jaxroute.testbed.processes import take_ports
 
 PROGRAM = """
@@ -176,6 +177,13 @@ def test_the_priority_of_this_process_is_given_back(tmp_path: Path) -> None:
     with Testbed(config(tmp_path, instances=1)):
         pass
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+@pytest.mark.parametrize(("said", "niceness"), [("/autogroup-632 nice -10\n", "-10"), ("", None), (None, None)])
+def test_a_session_may_be_in_no_scheduling_group(tmp_path: Path, said: str | None, niceness: str | None) -> None:
+    if said is not None:
+        (tmp_path / "autogroup").write_text(said)
+    assert group_niceness(tmp_path / "autogroup") == niceness
 
 
 def test_the_model_gets_the_settings_of_the_emulated_profile(tmp_path: Path) -> None:
