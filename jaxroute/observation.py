@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jaxroute.estimate import added_latency_s, decode_step_s, float32, joined_step_s, slowdown
 from jaxroute.impact import head_mixing_rewards
+from jaxroute.others_load import with_others
 
 if TYPE_CHECKING:
     from jaxroute.types import RouterView
@@ -84,10 +85,13 @@ class Observed(NamedTuple):
 def instance_features(view: RouterView, xp: Any) -> Array:
     """[I, F] float32, one row for each instance, the columns `INSTANCE_FEATURES`.
 
+    Where there are several routers, what is in flight is that of all of them, see `with_others`.
+
     Args:
       view: of jax arrays, or any object with the same fields in NumPy arrays.
       xp: `jax.numpy` or `numpy`.
     """
+    view = with_others(view, xp)
     profile = view.profile
     capacity, most_seqs = float32(view.kv_tokens, xp), float32(profile.max_num_seqs, xp)
     in_flight, tokens = float32(view.in_flight, xp), float32(view.in_flight_tokens, xp)

@@ -39,6 +39,9 @@ class Serve:
     trust_predictions: bool | None = None
     """Take the header X-Jaxroute-Predicted-Tokens (TOKENS, or TOKENS,MOST) of a request for its predicted output
     length; only where every client is a gateway that may say so."""
+    shared: bool | None = None
+    """Other routers send to the same servers as well; the policy is shown what they have there, as far as the servers'
+    metrics tell."""
     decision_log: Path | None = None
     """File to append decisions to: what was seen, the scores, the choice, the outcome; JSON lines."""
     host: str | None = None
@@ -84,7 +87,7 @@ class Serve:
         if self.backend_key_env is not None and not self.backend:
             raise InputError("--backend-key-env: is for --backend; in a file, give the backend a key_env")
         backends = tuple(BackendConfig(url, key_env=self.backend_key_env) for url in self.backend) or None
-        names = ["policy", "shadow", "profile", "predictor", "trust_predictions", "decision_log"]
+        names = ["policy", "shadow", "profile", "predictor", "trust_predictions", "shared", "decision_log"]
         names += ["keys_file", "keys_env", "log_level"]
         config = read_config(self.config, backends=backends, **{name: getattr(self, name) for name in names})
         listen = {"host": self.host, "port": self.port, "cert_file": self.tls_cert, "key_file": self.tls_key}

@@ -28,6 +28,8 @@ class BrainSettings:
       max_wait_s: seconds that one may wait there.
       stale_after_s: age of a server's metrics beyond which the heuristic decides.
       range_limit: standard deviations of a feature from its mean in training beyond which the heuristic decides.
+      shared: whether other routers send to the same servers: the policy is shown what they have there as well, as far
+        as the servers' metrics tell.
     """
 
     policy: str = DEFAULT
@@ -38,6 +40,7 @@ class BrainSettings:
     max_wait_s: float = 60.0
     stale_after_s: float = STALE_AFTER_S
     range_limit: float = RANGE_LIMIT
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if self.max_queue < 1:

@@ -152,6 +152,7 @@ class ServeConfig:
       predictor: `default`, a predictor's folder, or `none`.
       trust_predictions: whether the header `X-Jaxroute-Predicted-Tokens` of a request stands for the predictor; only
         where every client is a gateway that may say so.
+      shared: whether other routers send to the same servers, see `BrainSettings`.
       decision_log: file of decisions, JSON lines.
       keys_file, keys_env: where the clients' API keys stand, one a line or with commas; neither: no key is asked for.
       listen, admin: the OpenAI endpoints; metrics and administration.
@@ -164,6 +165,7 @@ class ServeConfig:
     shadow: str | None = None
     predictor: str = "default"
     trust_predictions: bool = False
+    shared: bool = False
     decision_log: Path | None = None
     keys_file: Path | None = None
     keys_env: str | None = None

@@ -64,6 +64,7 @@ class Core:
             shadow=config.shadow,
             max_queue=config.limits.queue,
             max_wait_s=config.limits.wait_s,
+            shared=config.shared,
         )
         brain = Brain([each.server() for each in backends], settings, start_s=time.monotonic())
         self._log = None if config.decision_log is None else DecisionLog(config.decision_log)

@@ -86,7 +86,9 @@ class Brain:
         self._queue = RouterQueue(order_of(settings, policy))
         self.tick_s = policy.dt if policy else TICK_S
         edges = policy.bucket_edges if policy else ()
-        self.tracker = Tracker(servers, dt=self.tick_s, bucket_edges=edges, start_s=start_s)
+        self.tracker = Tracker(
+            servers, dt=self.tick_s, bucket_edges=edges, start_s=start_s, router=0 if settings.shared else None
+        )
         self._placed: dict[str, _Placed] = {}
         self._dispatch_times: collections.deque[float] = collections.deque(maxlen=32)
 

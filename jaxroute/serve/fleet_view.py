@@ -65,7 +65,7 @@ class FleetView:
       awaiting_by_bucket, streaming_by_bucket: [I, B] int64; None if not counted.
       signal_age_s: [I] float64, seconds since each server's scrape, inf for one that was never scraped; not in
         `RouterView`.
-      router: None: this is the only router that is known here.
+      router: a number where other routers send to the same servers, None where there is no other.
     """
 
     now: int
@@ -93,7 +93,7 @@ class FleetView:
     awaiting_by_bucket: np.ndarray | None
     streaming_by_bucket: np.ndarray | None
     signal_age_s: np.ndarray
-    router: None = None
+    router: int | None = None
 
 
 def rows(view: FleetView, kept: np.ndarray) -> FleetView:

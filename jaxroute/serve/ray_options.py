@@ -27,7 +27,7 @@ class RayOptions:
     """How a deployment's requests are routed.
 
     Attributes:
-      policy, shadow, ageing, spf_edges, stale_after_s, range_limit: as in `BrainSettings`.
+      policy, shadow, ageing, spf_edges, stale_after_s, range_limit, shared: as in `BrainSettings`.
       profile: step-time profile of replicas that report none: a name or a file.
       predictor: `default`, a predictor's folder, or `none`.
       read: `module:function` that reads a call's arguments in the place of `ray_request.read_arguments`; what it names
@@ -47,6 +47,7 @@ class RayOptions:
     stale_after_s: float = STALE_AFTER_S
     range_limit: float = RANGE_LIMIT
     answer_s: float = 3600.0
+    shared: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> RayOptions:
@@ -83,6 +84,7 @@ class RayOptions:
             max_wait_s=math.inf,
             stale_after_s=self.stale_after_s,
             range_limit=self.range_limit,
+            shared=self.shared,
         )
 
     def reader(self) -> Read:

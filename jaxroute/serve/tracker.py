@@ -41,9 +41,23 @@ class Tracker:
     """
 
     def __init__(
-        self, servers: Sequence[Server], *, dt: float = 0.02, bucket_edges: Sequence[int] = (), start_s: float = 0.0
+        self,
+        servers: Sequence[Server],
+        *,
+        dt: float = 0.02,
+        bucket_edges: Sequence[int] = (),
+        start_s: float = 0.0,
+        router: int | None = None,
     ) -> None:
-        self.dt, self.bucket_edges = dt, tuple(bucket_edges)
+        """Starts with nothing in flight.
+
+        Args:
+          servers: the fleet.
+          dt, bucket_edges: see above.
+          start_s: time at which router intervals are counted from 0.
+          router: see `FleetView`.
+        """
+        self.dt, self.bucket_edges, self._router = dt, tuple(bucket_edges), router
         self.dispatched = 0
         self._start_s = start_s
         self._flights: dict[str, Flight] = {}
@@ -183,6 +197,7 @@ class Tracker:
             awaiting_by_bucket=np.array([load.awaiting for load in loads], np.int64) if counted else None,
             streaming_by_bucket=np.array([load.streaming for load in loads], np.int64) if counted else None,
             signal_age_s=np.array(ages, np.float64),
+            router=self._router,
         )
 
     def _bucket(self, request: Incoming) -> int:
