@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cases
 import chex
 import jax
@@ -149,18 +151,25 @@ def test_vmap_equals_a_python_loop_and_jit_equals_no_jit() -> None:
     state = fleet.initial_state(config, params, workload)
     actions = jnp.asarray([[0, 1], [1, 2], [2, 0], [3, 1], [0, 0], [1, 2]], jnp.int32)
 
-    def run(actions: jax.Array, state: ClusterState) -> ClusterState:
+    def step(state: ClusterState, action: jax.Array) -> ClusterState:
+        return fleet.step(config, params, workload, state, action)[0]
+
+    def run(
+        step: Callable[[ClusterState, jax.Array], ClusterState], state: ClusterState, actions: jax.Array
+    ) -> ClusterState:
         for action in actions:
-            state, _ = fleet.step(config, params, workload, state, action)
+            state = step(state, action)
         return state
 
-    together = jax.jit(jax.vmap(run, in_axes=(1, None)))(actions, state)
+    jitted = jax.jit(step)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    together = run(jax.jit(jax.vmap(step)), both, actions)
+    alone = [run(jitted, state, actions[:, lane]) for lane in range(2)]
     for lane in range(2):
-        alone = jax.jit(run)(actions[:, lane], state)
-        chex.assert_trees_all_equal(jax.tree.map(lambda leaf, lane=lane: leaf[lane], together), alone)
+        chex.assert_trees_all_equal(jax.tree.map(lambda leaf, lane=lane: leaf[lane], together), alone[lane])
     with jax.disable_jit():
-        plain = run(actions[:, 0], state)
-    chex.assert_trees_all_close(plain, jax.jit(run)(actions[:, 0], state), atol=1e-6)
+        plain = run(step, state, actions[:, 0])
+    chex.assert_trees_all_close(plain, alone[0], atol=1e-6)
 
 
 def test_the_step_is_traced_once_and_moves_nothing_between_host_and_device() -> None:

@@ -9,11 +9,23 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fake_vllm import FakeVllm
+from jaxroute.live import fidelity
+
+FEW = 40
+"""Requests by which the front end of servers that are none is measured: for what is asserted of it they are enough."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def _few_probes(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("live") is None:
+            patch.setattr(fidelity, "LOADED_REQUESTS", FEW)
+        yield
+
+
+@pytest.fixture(scope="module")
 def serving() -> Iterator[Callable[..., list[FakeVllm]]]:
-    """Starts servers; they stop with the test."""
+    """Starts servers; they stop with the last test of a file."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

@@ -27,12 +27,13 @@ def rows_of(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-@pytest.fixture
-def measured(serving, tmp_path):
+@pytest.fixture(scope="module")
+def measured(serving, tmp_path_factory):
+    out = tmp_path_factory.mktemp("measured")
     servers = serving(2, profile=PROFILE, speed=1.0)
-    fidelity(servers, tmp_path, "--policy", "round-robin,fewest-outstanding-tokens", "--requests", "12", "--rate", "20",
+    fidelity(servers, out, "--policy", "round-robin,fewest-outstanding-tokens", "--requests", "12", "--rate", "20",
              "--repeats", "2")  # fmt: skip
-    return servers, tmp_path
+    return servers, out
 
 
 def test_live_runs_repeat_the_simulated_decisions(measured):

@@ -31,7 +31,7 @@ def config_of(own: GradientConfig = SMALL) -> TrainConfig:
     return dataclasses.replace(config, reward=RewardConfig(horizon_s=10.0), gradient=own)
 
 
-@pytest.mark.parametrize("estimator", ["gumbel", "expected"])
+@pytest.mark.parametrize("estimator", ["gumbel", pytest.param("expected", marks=pytest.mark.slow)])
 def test_a_few_updates_learn_which_server_is_the_fast_one(estimator: str) -> None:
     """From an indifferent policy, whose draws are those of random routing; the same noise before and after."""
     config = config_of(dataclasses.replace(SMALL, estimator=estimator))
@@ -69,6 +69,7 @@ def mean_reward(
     return jnp.mean(jax.lax.map(one, keys))
 
 
+@pytest.mark.slow
 def test_a_run_is_validated_exported_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
