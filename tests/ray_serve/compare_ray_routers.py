@@ -1,11 +1,12 @@
-"""Routers of `ray.serve.llm` by turns on the same requests, in front of real vLLM engines: a program, no test.
+"""Routers of `ray.serve.llm` on the same requests, in front of real vLLM engines: a program, no test.
 
     .venv-vllm/bin/pip install "ray[serve]==2.60.0" jsonref jsonschema pandas pyarrow
     .venv/bin/python tests/ray_serve/compare_ray_routers.py --python .venv-vllm/bin/python --rounds 5 --rate 9.5
 
 Four engines of the testbed's kind within replicas; requests go out through a handle at their own times, however long
-others take. Every round has requests of its own, which take every router, in another order each time. Answers come
-whole, since Ray's own cost of a stream is too much for two cores that run four engines as well.
+others take. Every round has requests of its own, the same for every router; the engines start anew for each router, which
+then plays all rounds. Answers come whole, since Ray's own cost of a stream is too much for two cores that run four
+engines as well.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ HERE = Path(__file__).parent
 ROUTERS = ("ray:power-of-two", "ray:prefix-affinity", "jaxroute:default", "jaxroute:round-robin")
 
 
-def round_of(count: int, rate: float, seed: int, longest: int, routers: list[str]) -> dict[str, Any]:
+def round_of(count: int, rate: float, seed: int, longest: int) -> dict[str, Any]:
     """The requests of a round; those that no engine could hold are left out."""
     table = five_task(count, rate=rate, seed=seed)
     told = predict(table, "0.8", seed=seed)
@@ -50,8 +51,7 @@ def round_of(count: int, rate: float, seed: int, longest: int, routers: list[str
             due_s.append(float(due))
             user = f"{length} {int(tokens)},{int(upper)}"
             asked.append({"prompt": prompt, "max_tokens": int(output), "min_tokens": int(output), "user": user})
-    order = np.random.default_rng(seed).permutation(routers).tolist()
-    return {"due_s": due_s, "asked": asked, "order": order}
+    return {"due_s": due_s, "asked": asked}
 
 
 def environment(profile: StepProfile, folder: Path) -> dict[str, str]:
@@ -81,9 +81,9 @@ def main() -> None:
     out = given.out.absolute()
     (out / "profile.json").write_text(json.dumps(dataclasses.asdict(profile), indent=2) + "\n", encoding="utf-8")
     numbers = range(given.rounds)
-    rounds = [round_of(given.requests, given.rate, seed, profile.max_model_len, routers) for seed in numbers]
+    rounds = [round_of(given.requests, given.rate, seed, profile.max_model_len) for seed in numbers]
     content = {"profile": dataclasses.asdict(profile), "model": str(model_folder()), "instances": given.instances}
-    (out / "turns.json").write_text(json.dumps(content | {"rounds": rounds}), encoding="utf-8")
+    (out / "turns.json").write_text(json.dumps(content | {"rounds": rounds, "routers": routers}), encoding="utf-8")
     command = [given.python, str(HERE / "ray_engines.py"), str(out / "turns.json")]
     subprocess.run(command, env=environment(profile, out), check=True)
     report(out, routers)

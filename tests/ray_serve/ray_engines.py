@@ -1,8 +1,8 @@
-"""`ray.serve.llm` on real vLLM engines for CPU, its router changed by turns on the same requests.
+"""`ray.serve.llm` on real vLLM engines for CPU, one router after the other on the same requests.
 
 Started by `compare_ray_routers.py` with the interpreter of an environment that holds vLLM and Ray. The engines are held
-to a profile's step time as those of the testbed are; Ray starts them anew for each router. Each turn has a handle of
-its own, and so a router without memory.
+to a profile's step time as those of the testbed are; Ray starts them anew for each router, which takes minutes, so a
+router plays all rounds in a row. Each round has a handle of its own, and so a router without memory.
 """
 
 from __future__ import annotations
@@ -101,12 +101,10 @@ def main(place: Path) -> None:
     profile = str(place.with_name("profile.json"))
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     took: list[dict[str, Any]] = []
-    for number, one in enumerate(given["rounds"]):
-        for name in one["order"]:
-            options = {"request_router_config": router_of(name, profile), "name": "engines"}
-            serve.run(
-                build_llm_deployment(llm_config(given), override_serve_options=options), name=APP, route_prefix=None
-            )
+    for name in given["routers"]:
+        options = {"request_router_config": router_of(name, profile), "name": "engines"}
+        serve.run(build_llm_deployment(llm_config(given), override_serve_options=options), name=APP, route_prefix=None)
+        for number, one in enumerate(given["rounds"]):
             handle = DeploymentHandle("engines", APP)
             asyncio.run(send_all(handle, [0.0, 0.2, 0.4, 0.6], one["asked"][:4]))
             begin = time.perf_counter()

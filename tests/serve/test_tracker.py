@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from brains import PROFILE, request, servers
 
+from jaxroute.observation import INSTANCE_FEATURES, instance_features
+from jaxroute.serve.brain_settings import BrainSettings
+from jaxroute.serve.config_file import read_config
+from jaxroute.serve.decide import Brain
 from jaxroute.serve.fleet_view import rows
 from jaxroute.serve.tracker import Tracker
 from jaxroute.serve.types import Metrics
@@ -110,3 +115,28 @@ def test_an_event_costs_the_same_however_many_requests_are_in_flight() -> None:
         return best
 
     assert cost(4000) < 3 * cost(200)
+
+
+def test_one_of_several_routers_shows_its_policy_what_the_others_have_there() -> None:
+    rows_of = {}
+    for router in (None, 0):
+        tracker = Tracker(servers(2), router=router)
+        tracker.dispatch(request("mine"), "a", 0.0)
+        tracker.scraped("a", Metrics(1, 0, 0.1), 0.1)
+        tracker.scraped("b", Metrics(5, 2, 0.6), 0.1)
+        view = tracker.view(0.2, request("head"), 1)
+        # What it knows itself stays as it is.
+        assert view.in_flight.tolist() == [1, 0]
+        rows_of[router] = instance_features(rows(view, np.array([True, True])), np)
+    column = INSTANCE_FEATURES.index("requests in flight / max_num_seqs")
+    assert rows_of[None][:, column].tolist() == pytest.approx([1 / PROFILE.max_num_seqs, 0])
+    assert rows_of[0][:, column].tolist() == pytest.approx([1 / PROFILE.max_num_seqs, 7 / PROFILE.max_num_seqs])
+
+
+def test_brain_and_configuration_say_that_servers_are_shared(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("backends: [http://c:1]\nshared: true\n")
+    assert read_config(path).shared is True
+    for shared in (False, True):
+        brain = Brain(servers(2), BrainSettings(shared=shared), start_s=0.0)
+        assert (brain.tracker.view(0.0).router is None) is not shared
