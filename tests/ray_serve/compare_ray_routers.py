@@ -4,9 +4,9 @@
     .venv/bin/python tests/ray_serve/compare_ray_routers.py --python .venv-vllm/bin/python --rounds 5 --rate 9.5
 
 Four engines of the testbed's kind within replicas; requests go out through a handle at their own times, however long
-others take. Every round has requests of its own, the same for every router; the engines start anew for each router, which
-then plays all rounds. Answers come whole, since Ray's own cost of a stream is too much for two cores that run four
-engines as well.
+others take. Every round has requests of its own, the same for every router; the engines start anew for each router,
+which then plays all rounds. Answers come whole, since Ray's own cost of a stream is too much for two cores that run
+four engines as well.
 """
 
 from __future__ import annotations
