@@ -15,6 +15,9 @@ from jaxroute.plots import GREY, policy_line_style
 
 GAIN = "valid_e2e_mean"
 
+LINE_IN, CHARACTER_IN = 0.6, 0.085
+"""Inches that the line and the space of a legend's entry take, and a character of it."""
+
 WORST = 50.0
 """Change, %, at which the picture is cut: a run that fails can be hundreds of per cent worse, and hide all others."""
 
@@ -49,8 +52,15 @@ def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
         axes.set_ylim(lowest - WORST / 10, WORST)
         axes.set_title(f"cut at +{WORST:.0f} %", fontsize="small", loc="right", color=GREY)
     if runs:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+        columns = _columns([label for label, _ in runs], figure.get_figwidth())
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
     return figure
+
+
+def _columns(labels: Sequence[str], width_in: float) -> int:
+    """Columns of a legend, at most three, that a picture of `width_in` inches has room for."""
+    longest = max(len(label) for label in labels)
+    return int(np.clip(width_in // (LINE_IN + CHARACTER_IN * longest), 1, 3))
 
 
 def _curve(path: Path) -> tuple[list[int], list[list[float]]]:

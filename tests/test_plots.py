@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from fake_results import one_token_result, queue_result, small_result, small_timeline
 from jaxroute import plots
 from jaxroute.errors import InputError
+from jaxroute.training_plots import learning_curve
 
 POLICIES = [f"policy-{index}" for index in range(15)]
 
@@ -30,6 +31,18 @@ def test_cdf_has_a_line_per_policy_in_both_panels_and_all_in_the_legend():
     for axes in figure.axes:
         assert len(axes.lines) == len(POLICIES)
     assert legend_labels(figure) == POLICIES
+
+
+@pytest.mark.parametrize("longest", [5, 25, 37, 60])
+def test_the_legend_of_learning_curves_has_room(tmp_path, longest):
+    path = tmp_path / "metrics.csv"
+    path.write_text("env_steps,valid_e2e_mean\n100,-0.1\n200,-0.2\n")
+    labels = ["a" * 12, "b" * 25, "c" * longest, "d" * longest]
+    figure = learning_curve([(label[:longest], path) for label in labels])
+    figure.canvas.draw()
+    extent, page = figure.legends[0].get_window_extent(), figure.bbox
+    assert page.x0 <= extent.x0 and extent.x1 <= page.x1 and extent.y1 <= page.y1
+    assert legend_labels(figure) == [label[:longest] for label in labels]
 
 
 def test_28_policies_look_different():
