@@ -48,8 +48,8 @@ GUIDANCE = {"guided": "decaying", "aware": "constant", "baseline": "none"}
 """The paper's names of its variants, and how the mixing penalty is weighted in each."""
 
 LONG = ("workloads.requests=2000",)
-"""Of the paper's main run. Policies that were trained on 1,000 meet longer queues there than they ever saw, and send one
-server up to half as much again as its share."""
+"""Of the paper's main run. Policies that were trained on 1,000 meet longer queues there than they ever saw, and send
+one server up to half as much again as its share."""
 
 ON_A100 = (
     *LONG,
