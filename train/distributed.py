@@ -141,6 +141,8 @@ def _unkeyed(leaf: Any) -> Any:
 def _initialise(join: Join) -> None:
     # What sums over CPU devices of several processes; GPUs have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Gloo takes sums in the order in which they come: two programs at once may come in another order in each process.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     # It takes SIGTERM for itself, which is ours to stop by.
     jax.config.update("jax_enable_preemption_service", False)
     _reach(join)
