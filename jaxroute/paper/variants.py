@@ -103,9 +103,11 @@ def trained(context: Context, name: str) -> Path:
     folder = context.out / "trained" / f"{name}-{digest}"
     if not (folder / FINISHED).exists():
         context.report(f"training {name}: {variant.command(name, context.effort.train_steps)}")
-        _train(config, folder, context.report)
+        asked_to_stop = _train(config, folder, context.report)
         with atomic_path(folder / FINISHED) as temporary:
             temporary.write_text(variant.command(name, context.effort.train_steps) + "\n", encoding="utf-8")
+        if asked_to_stop:
+            raise KeyboardInterrupt
     return folder
 
 
@@ -123,8 +125,8 @@ class _Watcher:
         self._report(f"training {self._name}: {text}")
 
 
-def _train(config: TrainConfig, folder: Path, report: Callable[[str], None]) -> None:
-    """Begins a run, or goes on with it.
+def _train(config: TrainConfig, folder: Path, report: Callable[[str], None]) -> bool:
+    """Begins a run, or goes on with it, to its end; whether it was asked to stop when there was nothing left to stop.
 
     Raises:
       KeyboardInterrupt: it was asked to stop, and has saved.
@@ -139,3 +141,4 @@ def _train(config: TrainConfig, folder: Path, report: Callable[[str], None]) -> 
             run_folder.begin(folder, config)
         if not training.run(stop):
             raise KeyboardInterrupt
+        return stop()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -337,6 +339,24 @@ def test_a_variant_is_trained_once_and_goes_on_after_a_stop(tmp_path: Path, monk
     assert "training aware: so far so good" in said
     other = dataclasses.replace(context, effort=dataclasses.replace(context.effort, train_steps=50_000))
     assert other.trained("aware") != folder
+
+
+def test_a_request_to_stop_in_the_last_update_of_a_variant_stops_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Last(FakeTraining):
+        def run(self, stop) -> bool:
+            type(self).runs.append(self.out)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop()
+            return True
+
+    Last.runs = []
+    monkeypatch.setattr("jaxroute.train.loop.Training", Last)
+    context = context_of(tmp_path, train_steps=40_000)
+    with pytest.raises(KeyboardInterrupt):
+        context.trained("aware")
+    assert [context.trained("aware")] == Last.runs
 
 
 def test_a_variant_whose_configuration_is_missing_is_unavailable(
