@@ -32,7 +32,7 @@ class Paper:
     Writes report.md, report.html (one page that needs no network), pictures and results.json (every number with its
     interval, seeds and command) to DIR. Policies are trained where they are needed. What has been measured or trained
     is kept in DIR: interrupted, the same command goes on where it stopped; parts that were run before with the same
-    options stay in the report. Without options it takes an hour or two, with --quick minutes.
+    options stay in the report. Without options it takes hours, with --quick minutes.
     """
 
     out: Path
