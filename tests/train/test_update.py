@@ -47,6 +47,7 @@ def shares(states: TrainState) -> np.ndarray:
     return sent[:, 0] / sent.sum(1)
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does(made: tuple[Learner, EnvParams], alone: np.ndarray, tmp_path: Path) -> None:
     learner, params = made
     flags = os.environ["XLA_FLAGS"].replace("_device_count=2", "_device_count=8")
