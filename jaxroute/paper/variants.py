@@ -103,11 +103,7 @@ def trained(context: Context, name: str) -> Path:
     folder = context.out / "trained" / f"{name}-{digest}"
     if not (folder / FINISHED).exists():
         context.report(f"training {name}: {variant.command(name, context.effort.train_steps)}")
-        asked_to_stop = _train(config, folder, context.report)
-        with atomic_path(folder / FINISHED) as temporary:
-            temporary.write_text(variant.command(name, context.effort.train_steps) + "\n", encoding="utf-8")
-        if asked_to_stop:
-            raise KeyboardInterrupt
+        _train(config, folder, variant.command(name, context.effort.train_steps), context.report)
     return folder
 
 
@@ -125,11 +121,11 @@ class _Watcher:
         self._report(f"training {self._name}: {text}")
 
 
-def _train(config: TrainConfig, folder: Path, report: Callable[[str], None]) -> bool:
-    """Begins a run, or goes on with it, to its end; whether it was asked to stop when there was nothing left to stop.
+def _train(config: TrainConfig, folder: Path, command: str, report: Callable[[str], None]) -> None:
+    """Begins a run, or goes on with it, and marks it with its command when it has come to its end.
 
     Raises:
-      KeyboardInterrupt: it was asked to stop, and has saved.
+      KeyboardInterrupt: it was asked to stop, and has saved; in its last update it has come to its end as well.
     """
     from jaxroute.train import run_folder
     from jaxroute.train.interrupt import stop_requests
@@ -139,6 +135,9 @@ def _train(config: TrainConfig, folder: Path, report: Callable[[str], None]) -> 
         training = Training(config, folder, _Watcher(config.name, report))
         if not (folder / run_folder.CONFIG).exists():
             run_folder.begin(folder, config)
-        if not training.run(stop):
-            raise KeyboardInterrupt
-        return stop()
+        if training.run(stop):
+            with atomic_path(folder / FINISHED) as temporary:
+                temporary.write_text(command + "\n", encoding="utf-8")
+            if not stop():
+                return
+        raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -117,6 +118,7 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@functools.cache
 def payload(tokens: int) -> bytes:
     """The body of a request for so many tokens."""
     return json.dumps({"model": "m", "prompt": "word " * 60, "max_tokens": tokens, "stream": True}).encode()

@@ -98,7 +98,8 @@ def report(out: Path, routers: list[str]) -> None:
         print(f"round {each['round']} {each['router']}: {100 * over.mean():.2f} % of {len(over)} steps overran")
     e2e = {name: [np.asarray(each["e2e_s"]) for each in took if each["router"] == name] for name in routers}
     whole = min(len(own) for own in e2e.values())
-    means = {name: np.asarray([each.mean() for each in own[:whole]]) for name, own in e2e.items()}
+    e2e = {name: own[:whole] for name, own in e2e.items()}
+    means = {name: np.asarray([each.mean() for each in own]) for name, own in e2e.items()}
     for name in routers:
         own, other = mean_interval(means[name]), relative_difference(means[name], means[routers[0]])
         p99 = np.mean([np.percentile(each, 99) for each in e2e[name]])

@@ -35,11 +35,6 @@ def ended(processes: Sequence[subprocess.Popen[str]], timeout_s: float = 300) ->
     """Exit code and output of each; none is left behind."""
     try:
         texts = [process.communicate(timeout=timeout_s)[0] for process in processes]
-    except subprocess.TimeoutExpired:
-        for process in processes:
-            process.kill()
-        texts = [process.communicate()[0] for process in processes]
-        raise AssertionError(f"not over after {timeout_s} s: {texts}") from None
     finally:
         for process in processes:
             process.kill()

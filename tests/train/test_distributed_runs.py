@@ -6,7 +6,7 @@ import csv
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +48,20 @@ def check_alike(one: Path, other: Path) -> None:
         np.testing.assert_allclose(found[layer], expected, **LOOSE, err_msg=layer)
 
 
-def until(out: Path, updates: int, processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Waits until so many updates are on disk."""
-    end = time.monotonic() + 400
-    while not (out / FILE).exists() or len(rows_of(out)) < updates:
+def until(condition: Callable[[], bool], seconds: float, processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Waits until something is the case while the processes run; where it is not to be, none of them is left behind."""
+    end = time.monotonic() + seconds
+    while not condition():
         if time.monotonic() > end or any(process.poll() is not None for process in processes):
-            pytest.fail(f"no {updates} updates: {ended(processes, timeout_s=1)}")
+            for process in processes:
+                process.kill()
+            pytest.fail(f"not the case while they ran: {ended(processes)}")
         time.sleep(0.1)
+
+
+def until_updates(out: Path, updates: int, processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Waits until so many updates are on disk."""
+    until(lambda: (out / FILE).exists() and len(rows_of(out)) >= updates, 400, processes)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +88,7 @@ def test_an_interruption_of_one_process_saves_and_ends_both_and_both_go_on_as_if
 ) -> None:
     out = tmp_path / "run"
     processes = trainings(*LONG, "--out", str(out))
-    until(out, 3, processes)
+    until_updates(out, 3, processes)
     processes[1].send_signal(signal.SIGINT)
     (code, text), (other, _) = ended(processes)
     assert (code, other) == (130, 130), text
@@ -89,7 +96,7 @@ def test_an_interruption_of_one_process_saves_and_ends_both_and_both_go_on_as_if
     done = len(rows_of(out))
 
     processes = trainings("--resume", str(out))
-    until(out, done + 3, processes)
+    until_updates(out, done + 3, processes)
     processes[0].send_signal(signal.SIGTERM)
     assert [code for code, _ in ended(processes)] == [130, 130]
     rows = rows_of(out)
@@ -97,7 +104,7 @@ def test_an_interruption_of_one_process_saves_and_ends_both_and_both_go_on_as_if
 
     again = tmp_path / "again"
     processes = trainings(*LONG, "--out", str(again))
-    until(again, done + 3, processes)
+    until_updates(again, done + 3, processes)
     processes[0].send_signal(signal.SIGINT)
     ended(processes)
     both = min(len(rows), len(rows_of(again)))
@@ -108,12 +115,12 @@ def test_an_interruption_of_one_process_saves_and_ends_both_and_both_go_on_as_if
 def test_another_number_of_processes_goes_on_and_says_so(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     processes = trainings(*LONG, "--out", str(out))
-    until(out, 3, processes)
+    until_updates(out, 3, processes)
     processes[0].send_signal(signal.SIGINT)
     ended(processes)
     done = len(rows_of(out))
     process = started(["-m", "jaxroute", "train", "--resume", str(out)], devices=8)
-    until(out, done + 2, [process])
+    until_updates(out, done + 2, [process])
     process.send_signal(signal.SIGINT)
     ((code, text),) = ended([process])
     assert code == 130
@@ -127,10 +134,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkp
     out = tmp_path / "run"
     processes = trainings(*LONG, "--out", str(out))
     saved = out / "checkpoints"
-    end = time.monotonic() + 200
-    while not saved.exists() or not any(path.name.isdecimal() for path in saved.iterdir()):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    until(lambda: saved.exists() and any(path.name.isdecimal() for path in saved.iterdir()), 200, processes)
     processes[victim].kill()
     killed = time.monotonic()
     results = ended(processes)
@@ -140,7 +144,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkp
     assert "--resume" in text or "another task died" in text, text
     processes = trainings("--resume", str(out))
     # One more than there were: before, they may not be listening for Ctrl-C yet.
-    until(out, len(rows_of(out)) + 1, processes)
+    until_updates(out, len(rows_of(out)) + 1, processes)
     for process in processes:
         process.send_signal(signal.SIGINT)
     assert [code for code, _ in ended(processes)] == [130, 130]
