@@ -190,7 +190,7 @@ def _measure(base: TrainConfig, devices: int, repeats: int) -> tuple[Point, Coun
     groups = make_groups(config)
     mesh = lane_mesh(devices)
     learner = make_learner(config, tuple(group.env for group in groups))
-    stage = PpoStage(config, learner, groups, mesh)
+    stage = PpoStage(config, groups, mesh, learner)
     state = stage.placed(stage.initial(None))
     params = tuple(group.params for group in groups)
     sums = sums_of(run_updates.trace(learner, params, state, mesh=mesh, count=1).jaxpr.jaxpr)

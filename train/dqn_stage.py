@@ -6,10 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxroute.train.config import TrainConfig
 from jaxroute.train.dqn import DqnState, initial_state, make_learner, run_updates, state_specs, steps_of_an_update
 from jaxroute.train.health import check_finite
-from jaxroute.train.scenarios import Group
 from jaxroute.train.side_by_side import Algorithm, SideBySide
 from jaxroute.train.state import Params
 
@@ -21,18 +19,11 @@ class DqnStage(SideBySide):
     """See `Stage`; the state is a DqnState with [K] leaves."""
 
     name = "dqn"
+    algorithm = Algorithm(make_learner, steps_of_an_update, initial_state, run_updates, state_specs)
 
-    def __init__(self, config: TrainConfig, groups: tuple[Group, ...], mesh: jax.sharding.Mesh) -> None:
-        """The static parts of the stage."""
-        super().__init__(
-            config,
-            Algorithm(initial_state, run_updates, state_specs),
-            make_learner(config, tuple(group.env for group in groups)),
-            groups,
-            mesh,
-            per_update=steps_of_an_update(config),
-            call_steps=CALL_STEPS,
-        )
+    def call_steps(self) -> int:
+        """See `SideBySide.call_steps`."""
+        return CALL_STEPS
 
     def check(self, state: DqnState, metrics: Any, done: int, collapsed: list[int]) -> list[int]:
         """See `Stage.check`; a collapse is seen in `busiest` and in the validations."""

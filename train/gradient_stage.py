@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxroute.policies.network import FeatureScales
-from jaxroute.train.config import TrainConfig
 from jaxroute.train.gradient import (
     GradientState,
     initial_state,
@@ -20,7 +19,6 @@ from jaxroute.train.gradient import (
 )
 from jaxroute.train.health import check_finite
 from jaxroute.train.normalise import Moments, RunningScales
-from jaxroute.train.scenarios import Group
 from jaxroute.train.side_by_side import Algorithm, SideBySide
 from jaxroute.train.stage import Candidate
 
@@ -35,18 +33,11 @@ class GradientStage(SideBySide):
     """See `Stage`; the state is a GradientState with [K] leaves."""
 
     name = "gradient"
+    algorithm = Algorithm(make_learner, steps_of_an_update, initial_state, run_updates, state_specs)
 
-    def __init__(self, config: TrainConfig, groups: tuple[Group, ...], mesh: jax.sharding.Mesh) -> None:
-        """The static parts of the stage."""
-        super().__init__(
-            config,
-            Algorithm(initial_state, run_updates, state_specs),
-            make_learner(config, tuple(group.env for group in groups)),
-            groups,
-            mesh,
-            per_update=steps_of_an_update(config),
-            call_steps=CALL_STEPS,
-        )
+    def call_steps(self) -> int:
+        """See `SideBySide.call_steps`."""
+        return CALL_STEPS
 
     def initial(self, before: Candidate | None) -> GradientState:
         """See `Stage.initial`; every seed goes on from the same policy, if there is one."""

@@ -119,8 +119,9 @@ class Training:
             return GradientStage(self._config, self._groups, self._mesh)
         if name == DqnStage.name:
             return DqnStage(self._config, self._groups, self._mesh)
-        kind = PpoStage if name == PpoStage.name else EvolutionStage
-        return kind(self._config, self._learner, self._groups, self._mesh)
+        if name == PpoStage.name:
+            return PpoStage(self._config, self._groups, self._mesh, self._learner)
+        return EvolutionStage(self._config, self._learner, self._groups, self._mesh)
 
     def _start(self, stage: Stage, facts: dict[str, Any]) -> tuple[State, int]:
         """The stage's state and its updates so far: from the checkpoint if that is of this stage, else before any."""

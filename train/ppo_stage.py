@@ -7,13 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxroute.train.config import TrainConfig
 from jaxroute.train.health import check_collapse, check_finite, collapsed_for
-from jaxroute.train.ppo import initial_state, run_updates, state_specs
-from jaxroute.train.scenarios import Group
+from jaxroute.train.ppo import initial_state, make_learner, run_updates, state_specs
 from jaxroute.train.side_by_side import Algorithm, SideBySide
 from jaxroute.train.state import TrainState
-from jaxroute.train.update import Learner
 
 CALL_STEPS_ON_CPU, CALL_STEPS_ELSEWHERE = 65_536, 4_194_304
 """Router intervals of all runs together that one call simulates: a few seconds' worth."""
@@ -23,20 +20,13 @@ class PpoStage(SideBySide):
     """See `Stage`; the state is a TrainState with [K] leaves."""
 
     name = "ppo"
+    algorithm = Algorithm(
+        make_learner, lambda config: config.steps_of_an_update, initial_state, run_updates, state_specs
+    )
 
-    def __init__(
-        self, config: TrainConfig, learner: Learner, groups: tuple[Group, ...], mesh: jax.sharding.Mesh
-    ) -> None:
-        """The static parts of the stage."""
-        super().__init__(
-            config,
-            Algorithm(initial_state, run_updates, state_specs),
-            learner,
-            groups,
-            mesh,
-            per_update=config.steps_of_an_update,
-            call_steps=CALL_STEPS_ON_CPU if jax.default_backend() == "cpu" else CALL_STEPS_ELSEWHERE,
-        )
+    def call_steps(self) -> int:
+        """See `SideBySide.call_steps`."""
+        return CALL_STEPS_ON_CPU if jax.default_backend() == "cpu" else CALL_STEPS_ELSEWHERE
 
     def check(self, state: TrainState, metrics: Any, done: int, collapsed: list[int]) -> list[int]:
         """See `Stage.check`."""
