@@ -36,10 +36,10 @@ class Algorithm(NamedTuple):
 
 
 class SideBySide:
-    """See `Stage`, of which `name` and `check` are left open; every leaf of the state is [K].
+    """See `Stage`, of which `name` and `check` are left open, as are two of its own; every leaf of the state is [K].
 
     Attributes:
-      algorithm: its functions.
+      algorithm: its functions, left open, as is `call_steps`.
     """
 
     algorithm: Algorithm
