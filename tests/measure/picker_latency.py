@@ -16,6 +16,7 @@ import random
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 
 import grpc
 import numpy as np
@@ -100,12 +101,41 @@ async def load(port: int, rate: float, seconds: float) -> np.ndarray:
     return np.asarray(times)
 
 
-def decisions(admin: str) -> dict[float, float]:
-    """Decisions by their most seconds, cumulative, of the picker's own histogram."""
+def metrics_of(admin: str) -> str:
+    """What a picker says of itself."""
     with urllib.request.urlopen(f"{admin}/metrics", timeout=5) as response:
-        lines = response.read().decode().splitlines()
-    found = [line for line in lines if line.startswith("jaxroute_decision_seconds_bucket")]
+        return str(response.read().decode())
+
+
+def _decisions(metrics: str) -> dict[float, float]:
+    """Decisions by their most seconds, cumulative, of the picker's own histogram."""
+    found = [line for line in metrics.splitlines() if line.startswith("jaxroute_decision_seconds_bucket")]
     return {float(line.split('le="')[1].split('"')[0]): float(line.rsplit(" ", 1)[1]) for line in found}
+
+
+def show(title: str, times: Mapping[str, np.ndarray], before: str, after: str, spent_s: float) -> None:
+    """Shows what was measured.
+
+    Args:
+      title: above it.
+      times: seconds of every request, by what they are.
+      before, after: the picker's metrics.
+      spent_s: of CPU by the picker, a request.
+    """
+    table = Table(title=title)
+    for column in ("what", "p50", "p90", "p99", "p99.9"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for name, seconds in times.items():
+        table.add_row(name, *(f"{1e3 * np.percentile(seconds, q):.2f}" for q in (50, 90, 99, 99.9)))
+    console = Console(width=120)
+    console.print(table)
+    first, last = _decisions(before), _decisions(after)
+    counted = {most: last[most] - first.get(most, 0) for most in last}
+    shares = {most: count / counted[float("inf")] for most, count in counted.items()}
+    bounds = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
+    within = ", ".join(f"{100 * shares[most]:.2f} % within {1e3 * most:g} ms" for most in bounds)
+    console.print(f"the decision alone, as the picker has it: {within}")
+    console.print(f"CPU of the picker: {1e3 * spent_s:.2f} ms a request")
 
 
 def main() -> None:
@@ -124,22 +154,12 @@ def main() -> None:
     admin = f"http://127.0.0.1:{admin_port}"
     with running(light, f"http://127.0.0.1:{ports[0]}/v1/models"), running(picker, f"{admin}/ready") as process:
         uvloop.run(load(port, min(asked.rate, 100), 2.0))
-        before, spent = decisions(admin), cpu_s(process.pid)
-        times = uvloop.run(load(port, asked.rate, asked.seconds)) * 1e3
-        spent, after = cpu_s(process.pid) - spent, decisions(admin)
-    table = Table(title=f"{len(times)} requests at {asked.rate:g}/s, {asked.policy}; milliseconds")
-    for column in ("what", "p50", "p90", "p99", "p99.9"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for name, column in zip(("body to destination", "first message to destination"), times.T, strict=True):
-        table.add_row(name, *(f"{np.percentile(column, q):.2f}" for q in (50, 90, 99, 99.9)))
-    console = Console(width=120)
-    console.print(table)
-    counted = {most: after[most] - before.get(most, 0) for most in after}
-    shares = {most: count / counted[float("inf")] for most, count in counted.items()}
-    bounds = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
-    within = ", ".join(f"{100 * shares[most]:.2f} % within {1e3 * most:g} ms" for most in bounds)
-    console.print(f"the decision alone, as the picker has it: {within}")
-    console.print(f"CPU of the picker: {1e3 * spent / len(times):.2f} ms a request")
+        before, spent = metrics_of(admin), cpu_s(process.pid)
+        times = uvloop.run(load(port, asked.rate, asked.seconds))
+        spent, after = cpu_s(process.pid) - spent, metrics_of(admin)
+    rows = dict(zip(("body to destination", "first message to destination"), times.T, strict=True))
+    title = f"{len(times)} requests at {asked.rate:g}/s, {asked.policy}; milliseconds"
+    show(title, rows, before, after, spent / len(times))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 from processes import alone, ended, free_port, started, training, trainings
 from safetensors.numpy import load_file
 
+from jaxroute.train.distributed import HEARTBEAT_S
 from jaxroute.train.scalars import FILE
 
 pytestmark = pytest.mark.slow
@@ -134,11 +135,12 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on_from_its_checkp
     out = tmp_path / "run"
     processes = trainings(*LONG, "--out", str(out))
     saved = out / "checkpoints"
-    until(lambda: saved.exists() and any(path.name.isdecimal() for path in saved.iterdir()), 200, processes)
+    until(lambda: saved.exists() and any(path.name.isdecimal() for path in saved.iterdir()), 400, processes)
     processes[victim].kill()
     killed = time.monotonic()
     results = ended(processes)
-    assert time.monotonic() - killed < 60
+    # At once where they sum; where they wait for one another otherwise, once it has not been heard of.
+    assert time.monotonic() - killed < HEARTBEAT_S + 30
     code, text = results[1 - victim]
     assert code not in (0, 130), text
     assert "--resume" in text or "another task died" in text, text
