@@ -6,14 +6,21 @@ import csv
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxroute.errors import InputError
 from jaxroute.impact import head_mixing_rewards
 from jaxroute.leaderboard.store import Store
+from jaxroute.make_env import make
+from jaxroute.paired import Interval
 from jaxroute.paper import guidance
+from jaxroute.paper.guidance_curves import read_curve
+from jaxroute.paper.measure import Setting, fleet
 from jaxroute.paper.part import QUICK, Context, Unavailable
+from jaxroute.paper.reward_parts import RewardParts, measurement
 from jaxroute.paper.variants import VARIANTS
 from jaxroute.train.load_config import load_config, shipped_configs
 from jaxroute.train.scalars import COLUMNS, FILE
@@ -40,6 +47,13 @@ def write_run(folder: Path, gains: dict[int, list[float]], **columns: list[float
     return folder
 
 
+PARTS = RewardParts(
+    mean=Interval(-300.0, -310.0, -290.0, 2),
+    spread=Interval(200.0, 190.0, 210.0, 2),
+    jump=Interval(30.0, 29.0, 31.0, 2),
+    penalty_range=Interval(1.5, 1.4, 1.6, 2),
+)
+
 RUNS = {
     "baseline-curve": {0: [0.10, 0.0, -0.06], 1: [0.20, 0.02, -0.08]},
     "aware-curve": {0: [0.0, -0.05, -0.06], 1: [0.1, -0.05, -0.08]},
@@ -65,12 +79,13 @@ def findings(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(Context, "trained", trained)
     monkeypatch.setattr(guidance, "measure", measure)
+    monkeypatch.setattr(guidance, "reward_parts", lambda context, setting: PARTS)
     effort = dataclasses.replace(QUICK, seeds=2)
     return guidance.PART.run(Context(tmp_path, effort, 1_000_000, Store(tmp_path / "cache")))
 
 
 def test_a_curve_is_read_seed_by_seed(tmp_path: Path):
-    curve = guidance.read_curve("plain", write_run(tmp_path / "run", RUNS["baseline-curve"]) / FILE)
+    curve = read_curve("plain", write_run(tmp_path / "run", RUNS["baseline-curve"]) / FILE)
     np.testing.assert_allclose(curve.first(), [10, 20])
     np.testing.assert_allclose(curve.whole(), [4 / 3, 14 / 3])
     np.testing.assert_allclose(curve.settled(), [-6, -8])
@@ -81,7 +96,7 @@ def test_a_curve_is_read_seed_by_seed(tmp_path: Path):
 def test_a_run_without_a_validation_is_refused(tmp_path: Path):
     folder = write_run(tmp_path / "run", {0: [""]})  # type: ignore[list-item]
     with pytest.raises(InputError, match="holds no validation; train for longer"):
-        guidance.read_curve("plain", folder / FILE)
+        read_curve("plain", folder / FILE)
 
 
 def test_guidance_is_compared_with_none_seed_by_seed(findings):
@@ -103,6 +118,9 @@ def test_the_remarks_name_the_rule_that_is_imitated_and_when_exploration_ends(fi
     assert "weighs less than 0.01 from episode 10 on" in text
     # While guidance weighed anything, in the first two of three updates: 0.8 and 0.4.
     assert "0.01 or more 60 % of the actions were random (40 % over the whole training)" in text
+    assert "with -300 on average without it, with a standard deviation of 200, of which 30 is new" in text
+    # 2 (30 / 1.5)^2.
+    assert "told apart from 800 samples of one state" in text
     assert [picture.name for picture in findings.pictures] == ["j-learning", "j-schedule"]
 
 
@@ -115,6 +133,7 @@ def test_a_variant_that_cannot_be_trained_is_left_out_and_named(tmp_path: Path, 
     monkeypatch.setattr(Context, "trained", trained)
     columns = {"e2e_mean_s": np.ones(2), "makespan_s": np.ones(2)}
     monkeypatch.setattr(guidance, "measure", lambda c, s, policies: [{each.name: columns for each in policies}])
+    monkeypatch.setattr(guidance, "reward_parts", lambda context, setting: PARTS)
     context = Context(tmp_path, dataclasses.replace(QUICK, seeds=2), 1_000_000, Store(tmp_path / "cache"))
     found = guidance.PART.run(context)
     assert found.remarks[0] == "dqn: left out, no such configuration"
@@ -127,6 +146,37 @@ def test_among_equal_servers_the_penalty_is_least_for_the_fewest_tokens_in_fligh
         tokens = rng.integers(0, 5000, 3)
         seen = view(in_flight_tokens=tokens, head_prompt_tokens=int(rng.integers(1, 2000)))
         assert int(np.argmax(np.asarray(head_mixing_rewards(seen, np)))) == int(np.argmin(tokens))
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_reward_are_those_of_the_environment_step_by_step():
+    setting = Setting("small", fleet(instances=2, kv_tokens=1200), requests=25, rate_per_s=20.0)
+    found = measurement(setting, 3)()
+    env, params = make(
+        fleet=setting.fleet, tables=[setting.table(3)], prediction="0.8", reward="paper", observation="paper", seed=3
+    )
+    step = jax.jit(env.step_env)
+    _, state = env.reset_env(jax.random.key(3), params)
+    rewards, ranges, jumps, last, sent, ended = [], [], [], 0.0, 0, False
+    while not ended:
+        seen = env.view(state, params)
+        _, state, reward, ended, _ = step(jax.random.key(0), state, jnp.int32(sent % 2), params)
+        if seen.queue_length > 0:
+            impacts = np.asarray(head_mixing_rewards(seen, np))
+            rewards.append(float(reward))
+            ranges.append(impacts.max() - impacts.min())
+            jumps.append(float(reward) - last)
+            sent += 1
+        last = float(reward)
+    assert len(rewards) == 25
+    expected = {
+        "mean": np.mean(rewards),
+        "spread": np.std(rewards),
+        "jump": np.sqrt(np.mean(np.square(jumps)) / 2),
+        "penalty_range": np.mean(ranges),
+    }
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert expected["penalty_range"] > 0
 
 
 @pytest.mark.parametrize("name", [*guidance.PPO, *guidance.DQN, *guidance.QUICK_DQN])
