@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxroute.train.dqn import DqnState, initial_state, make_learner, run_updates, state_specs, steps_of_an_update
+from jaxroute.train.dqn import initial_state, make_learner, run_updates, state_specs, steps_of_an_update
+from jaxroute.train.dqn_state import DqnState
 from jaxroute.train.health import check_finite
 from jaxroute.train.side_by_side import Algorithm, SideBySide
 from jaxroute.train.state import Params

@@ -9,14 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxroute.policies.network import FeatureScales
-from jaxroute.train.gradient import (
-    GradientState,
-    initial_state,
-    make_learner,
-    run_updates,
-    state_specs,
-    steps_of_an_update,
-)
+from jaxroute.train.gradient import initial_state, make_learner, run_updates, state_specs, steps_of_an_update
+from jaxroute.train.gradient_state import GradientState
 from jaxroute.train.health import check_finite
 from jaxroute.train.normalise import Moments, RunningScales
 from jaxroute.train.side_by_side import Algorithm, SideBySide

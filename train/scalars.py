@@ -12,9 +12,9 @@ from typing import Any
 from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
 from jaxroute.output import atomic_path
-from jaxroute.train.dqn import DqnMetrics
+from jaxroute.train.dqn_state import DqnMetrics
 from jaxroute.train.evolution import Progress
-from jaxroute.train.gradient import GradientMetrics
+from jaxroute.train.gradient_state import GradientMetrics
 from jaxroute.train.report import Metrics
 from jaxroute.train.validation import Figures
 

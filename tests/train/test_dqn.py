@@ -13,7 +13,10 @@ import pytest
 import uneven
 
 from jaxroute.train.config import DqnConfig, FleetsConfig, NetworkConfig, RewardConfig, TrainConfig
-from jaxroute.train.dqn import DqnLearner, DqnMetrics, DqnState, initial_state, make_learner, update
+from jaxroute.train.dqn import initial_state, make_learner
+from jaxroute.train.dqn_learn import DqnLearner
+from jaxroute.train.dqn_state import DqnMetrics, DqnState
+from jaxroute.train.dqn_update import update
 
 SMALL = DqnConfig(
     total_steps=80 * uneven.LANES * 64,

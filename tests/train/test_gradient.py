@@ -16,8 +16,10 @@ import tiny
 from jaxroute.errors import InputError
 from jaxroute.policies.folder import read_policy
 from jaxroute.simulate import Fleet
-from jaxroute.train import gradient, gradient_stage, run_folder
+from jaxroute.train import gradient, gradient_stage, gradient_update, run_folder
 from jaxroute.train.config import GradientConfig, RewardConfig, TrainConfig
+from jaxroute.train.gradient_state import GradientState
+from jaxroute.train.gradient_update import GradientLearner
 from jaxroute.train.gradient_window import play_window
 from jaxroute.train.load_config import load_config
 from jaxroute.train.loop import Training
@@ -38,7 +40,7 @@ def test_a_few_updates_learn_which_server_is_the_fast_one(estimator: str) -> Non
     env, params = tiny.five_task_lanes(UNEVEN, 4, requests=40, rate=6.0)
     learner = gradient.make_learner(config, (env,))
     start = gradient.initial_state(learner, (params,), jax.random.key(0))
-    step = jax.jit(partial(gradient.update, learner))
+    step = jax.jit(partial(gradient_update.update, learner))
     state = start
     for _ in range(learner.updates):
         state, metrics = step((params,), state)
@@ -52,9 +54,9 @@ def test_a_few_updates_learn_which_server_is_the_fast_one(estimator: str) -> Non
 
 
 def mean_reward(
-    learner: gradient.GradientLearner,
+    learner: GradientLearner,
     params: tiny.EnvParams,
-    start: gradient.GradientState,
+    start: GradientState,
     policy: tiny.Params,
     scales: tiny.FeatureScales,
 ) -> jax.Array:
