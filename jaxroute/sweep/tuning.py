@@ -174,9 +174,12 @@ def _ray(plan: Plan) -> Iterator[None]:
 def _fitted(tuner: tune.Tuner, folder: Path) -> list[Standing]:
     found = []
     results = tuner.fit()
+    # A result has no values where its trial was interrupted before it reported anything.
+    trials = {_number(_trial_id(each)): each for each in tune.ExperimentAnalysis(str(folder.resolve() / STATE)).trials}
     for result in (results[number] for number in range(len(results))):
-        over = {key: str(value) for key, value in (result.config or {})["over"].items()}
-        name = name_of(_number(Path(result.path).name), over)
+        number = _number(Path(result.path).name)
+        over = _over(trials[number])
+        name = name_of(number, over)
         run = folder / RUNS / name
         status = _status(result)
         problem = (last_words(run) or str(result.error)) if status == "failed" else ""
@@ -201,5 +204,9 @@ def _number(trial_id: str) -> int:
     return int(trial_id.rsplit("_", 1)[-1])
 
 
+def _over(trial: Trial) -> dict[str, str]:
+    return {key: str(value) for key, value in trial.config["over"].items()}
+
+
 def _name_of(trial: Trial) -> str:
-    return name_of(_number(_trial_id(trial)), {key: str(value) for key, value in trial.config["over"].items()})
+    return name_of(_number(_trial_id(trial)), _over(trial))
