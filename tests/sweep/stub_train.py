@@ -1,7 +1,7 @@
 """Stands for `jaxroute train`: eight validations in a second, with figures that follow from `ppo.clip`.
 
-`ppo.clip=0.9` fails after two validations. A run goes on where it was, and SIGTERM ends it. Where there is a file `late` in
-the sweep's folder, the run that takes it away has no validation until it is stopped and goes on.
+`ppo.clip=0.9` fails after two validations. A run goes on where it was, and SIGTERM ends it. Where there is a file
+`late` in the sweep's folder, the run that takes it away has no validation until it is stopped and goes on.
 """
 
 from __future__ import annotations
