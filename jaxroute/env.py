@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxroute.cluster.view import router_view
 from jaxroute.env_types import EnvParams, EnvState
 from jaxroute.impact import mixing_penalty
 from jaxroute.observation import Observed, observe, paper_observation, rich_observation
-from jaxroute.reward import latency_reward, paper_reward
+from jaxroute.reward import Reward, latency_reward, paper_reward
 from jaxroute.types import ClusterParams, RouterView, Workload
 
 OBSERVATIONS = {"rich": rich_observation, "paper": paper_observation}
@@ -29,7 +29,8 @@ class ClusterRouting(Environment[Any, Any]):
     - observation: float32 vector, `rich` or `paper` (see `observation`); its last I + 1 numbers are the action mask.
     - action: int32, instance 0..I-1 for the head of the router queue, or I = hold. A masked action holds.
     - reward: float32. `latency`: minus the seconds spent in the system by all requests in the interval; `paper`: the
-      reward of Jain et al. with the mixing penalty weighted by `EnvParams.penalty_weight`.
+      reward of Jain et al. with the mixing penalty weighted by `EnvParams.penalty_weight`; `mixing`: minus that
+      penalty alone.
     - terminated: all requests have finished. truncated: the interval limit is reached, or the run is void.
     - state: `EnvState`.
 
@@ -42,11 +43,11 @@ class ClusterRouting(Environment[Any, Any]):
 
     config: ClusterConfig
     instances: int
-    reward: Literal["latency", "paper"] = "latency"
+    reward: Reward = "latency"
     observation: Literal["rich", "paper"] = "rich"
 
     def __post_init__(self) -> None:
-        if self.reward not in ("latency", "paper") or self.observation not in OBSERVATIONS:
+        if self.reward not in get_args(Reward) or self.observation not in OBSERVATIONS:
             raise ValueError(f"unknown reward {self.reward!r} or observation {self.observation!r}")
         if self.observation == "paper" and self.config.buckets == 0:
             raise ValueError("the paper's observation needs counts by bucket: set ClusterConfig.buckets")
@@ -83,7 +84,11 @@ class ClusterRouting(Environment[Any, Any]):
             reward = latency_reward(workload, before, cluster, params.cluster.dt.seconds)
         else:
             penalty = mixing_penalty(view, action, jnp)
-            reward = paper_reward(workload, before, cluster, penalty, penalty_weight=params.penalty_weight)
+            weight = params.penalty_weight
+            if self.reward == "paper":
+                reward = paper_reward(workload, before, cluster, penalty, penalty_weight=weight)
+            else:
+                reward = -weight * penalty
         info = {"void": fleet.is_void(cluster), "preemptions": jnp.sum(cluster.engines.preemptions, dtype=jnp.int32)}
         return self.get_obs(state, params), state, reward, self.is_terminated(state, params), info
 

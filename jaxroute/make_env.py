@@ -14,6 +14,7 @@ from jaxroute.env import ClusterRouting
 from jaxroute.env_types import EnvParams
 from jaxroute.errors import InputError
 from jaxroute.profiles import load_profile
+from jaxroute.reward import Reward
 from jaxroute.simulate import Fleet
 from jaxroute.workload.device import stack, to_device
 from jaxroute.workload.five_task import five_task
@@ -31,7 +32,7 @@ def make(
     fleet: Fleet,
     tables: Sequence[RequestTable],
     prediction: str = "oracle",
-    reward: Literal["latency", "paper"] = "latency",
+    reward: Reward = "latency",
     observation: Literal["rich", "paper"] = "rich",
     max_steps: int | None = None,
     scrape_s: tuple[float, float] | None = None,
@@ -45,7 +46,7 @@ def make(
       fleet: the servers, the router interval and the orders of the queues.
       tables: M workloads; every reset picks one.
       prediction: error model of the output lengths (see `workload.prediction.predict`).
-      reward: `latency` or `paper`.
+      reward: `latency`, `paper` or `mixing`.
       observation: `rich` or `paper`.
       max_steps: router intervals after which an episode is truncated.
       scrape_s: least and most seconds between two scrapes, drawn at every reset; by default the fleet's.

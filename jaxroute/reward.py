@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,9 @@ from jaxroute.cluster.router_queue import are_at_router
 from jaxroute.cluster.slots import true_left
 from jaxroute.cluster.state import ClusterState, EngineState
 from jaxroute.types import Workload
+
+Reward = Literal["latency", "paper", "mixing"]
+"""What the environment and training can reward."""
 
 COMPLETION_REWARD = 60.0
 """r_w of the paper (appendix A.9.3)."""

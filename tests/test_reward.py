@@ -91,6 +91,22 @@ def test_the_papers_reward_is_its_three_terms(run) -> None:
         assert float(value) == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_mixing_reward_is_the_penalty_alone(run) -> None:
+    params = run[1]
+    rng = np.random.default_rng(0)
+    env, _ = jaxroute.make(fleet=FLEET, tables=[TABLE], reward="mixing")
+    step = jax.jit(env.step_env)
+    _, state = env.reset_env(jax.random.key(0), params)
+    found = []
+    for number in range(60):
+        view, action = env.view(state, params), jnp.int32(rng.integers(3))
+        _, state, reward, _, _ = step(jax.random.key(number), state, action, params)
+        found.append(float(reward))
+        assert float(reward) == pytest.approx(-0.5 * float(mixing_penalty(view, action, jnp)), abs=1e-6)
+    assert min(found) < 0
+    assert max(found) == 0
+
+
 def test_counts_by_bucket_are_those_of_the_requests_in_flight(run) -> None:
     views = run[-1]
     in_flight = np.asarray(views.in_flight)

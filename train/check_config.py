@@ -67,8 +67,18 @@ def check_config(config: TrainConfig, place: Place) -> None:
         _refuse(place, "network.form", config.network.form, "scorer without dqn.total_steps")
     if config.seed + config.seeds > FIRST_SEED:
         _refuse(place, "seed", config.seed, f"at most {FIRST_SEED - config.seeds}: evaluation has the seeds above")
+    if config.reward.kind == "mixing":
+        _check_mixing(config, place)
     if config.network.observation == "paper" and config.network.prior != "none":
         _refuse(place, "network.prior", config.network.prior, "none with the paper's observation")
+
+
+def _check_mixing(config: TrainConfig, place: Place) -> None:
+    """That the mixing penalty alone says something."""
+    if config.reward.guidance == "none":
+        _refuse(place, "reward.guidance", "none", "constant or decaying with reward.kind = mixing")
+    if config.network.holds:
+        _refuse(place, "network.holds", True, "false with reward.kind = mixing: who holds is never penalised")
 
 
 def _check_gradient(config: TrainConfig, place: Place) -> None:

@@ -97,14 +97,14 @@ class RewardConfig:
     """What the policy is rewarded for.
 
     Attributes:
-      kind: `latency` or `paper`.
-      guidance: of the paper's reward: `none` (its baseline RL), `constant` (workload-aware) or `decaying`
+      kind: `latency`, `paper`, or `mixing`, the paper's mixing penalty alone.
+      guidance: how that penalty is weighted: `none` (its baseline RL), `constant` (workload-aware) or `decaying`
         (workload-guided).
       guidance_episodes: the paper's episodes that the whole run stands for, k at its end in exp(-0.5 k).
       horizon_s: seconds over which a reward is discounted to 1/e.
     """
 
-    kind: Literal["latency", "paper"] = "latency"
+    kind: Literal["latency", "paper", "mixing"] = "latency"
     guidance: Literal["none", "constant", "decaying"] = "none"
     guidance_episodes: float = 20.0
     horizon_s: float = 30.0

@@ -119,7 +119,7 @@ def batch(
     before = replay.taken((memory.observed, memory.action), at[..., 0])
     inside = at[..., :-1]
     reward, penalty = replay.taken((memory.reward, memory.penalty), inside)
-    if learner.config.reward.kind == "paper":
+    if learner.config.reward.kind != "latency":
         reward -= guidance * penalty
     flags = replay.taken((memory.terminated, memory.ended, memory.alive), inside)
     back = returns(reward / own.reward_unit, *flags, learner.discount(group, guidance))

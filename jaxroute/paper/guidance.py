@@ -29,8 +29,10 @@ DQN = {
     "dqn-curve": "Double DQN, decaying, as in the paper",
     "dqn-20-curve": "Double DQN, decaying, exploration of 20 episodes",
     "dqn-steady-curve": "Double DQN, decaying, exploration of 10 % throughout",
+    "dqn-mixing-curve": "Double DQN, no reward but -h, no holding",
 }
-"""The paper's algorithm: its schedules (the slides' 30 episodes and the text's 20), and another one."""
+"""The paper's algorithm: its schedules (the slides' 30 episodes and the text's 20), another one, and a reward that is
+no more than the penalty that guides the others."""
 
 QUICK_DQN = {"dqn": "Double DQN, decaying, as in the paper"}
 """In the short form: the run that other parts use, of one seed."""
@@ -120,7 +122,8 @@ def _pairs(curves: Mapping[str, Curve]) -> dict[str, list[Interval]]:
     """Each guided variant less its unguided one, seed by seed."""
     found = {}
     for plain in ("baseline-curve", "dqn-baseline-curve"):
-        own = [name for name in (PPO if plain in PPO else DQN) if name != plain and name in curves]
+        family = PPO if plain in PPO else DQN
+        own = [name for name in family if name not in (plain, "dqn-mixing-curve") and name in curves]
         for name in own if plain in curves else []:
             title = f"{curves[name].label} less {curves[plain].label}"
             found[title] = [mean_interval(of(curves[name]) - of(curves[plain])) for _, of in MEASURES]

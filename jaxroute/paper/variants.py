@@ -62,13 +62,18 @@ CURVE = "-curve"
 SEEDS = "seeds=3"
 """Of the runs whose learning curves are compared."""
 
+MIXING_EFFORT = 0.3
+"""Of the Double DQN that has the mixing penalty alone to learn."""
+
 DQN_CURVES: dict[str, tuple[str, ...]] = {
     "dqn": (),
     "dqn-baseline": ("reward.guidance=none",),
     "dqn-20": ("dqn.exploration_episodes=20",),
+    "dqn-mixing": ("reward.kind=mixing", "reward.guidance=constant", "dqn.reward_unit=1", "network.holds=false"),
     "dqn-steady": ("dqn.exploration=0.1", "dqn.exploration_decay=1.0", "dqn.final_exploration=0.1"),
 }
-"""Double DQN with the slides' schedule of exploration, without guidance, with the text's schedule, and with none."""
+"""Double DQN with the slides' schedule of exploration, without guidance, with the text's schedule, with no reward but
+the mixing penalty, and with no schedule."""
 
 
 def _variants() -> dict[str, Variant]:
@@ -79,7 +84,9 @@ def _variants() -> dict[str, Variant]:
     found |= {
         f"{name}{CURVE}": Variant("five-task", (f"reward.guidance={kind}", SEEDS)) for name, kind in GUIDANCE.items()
     }
-    found |= {f"{name}{CURVE}": Variant("dqn", (*more, SEEDS), "dqn.total_steps") for name, more in DQN_CURVES.items()}
+    for name, own in DQN_CURVES.items():
+        effort = MIXING_EFFORT if name == "dqn-mixing" else 1.0
+        found[f"{name}{CURVE}"] = Variant("dqn", (*own, SEEDS), "dqn.total_steps", effort)
     return found | {"dqn": Variant("dqn", steps="dqn.total_steps")}
 
 

@@ -124,6 +124,16 @@ def test_the_remarks_name_the_rule_that_is_imitated_and_when_exploration_ends(fi
     assert [picture.name for picture in findings.pictures] == ["j-learning", "j-schedule"]
 
 
+def test_the_penalty_alone_as_reward_is_set_beside_the_papers_reward(tmp_path: Path):
+    gains = {"dqn-curve": [0.9, 0.6, 0.5], "dqn-mixing-curve": [0.1, -0.02, -0.06]}
+    curves = {name: read_curve(name, write_run(tmp_path / name, {0: own}) / FILE) for name, own in gains.items()}
+    imitated = {"e2e_mean_s": Interval(-1.0, -1.2, -0.8, 2), "makespan_s": Interval(-2.0, -2.2, -1.8, 2)}
+    text = " ".join(guidance.remarks(curves, imitated, PARTS))
+    assert "Double DQN is at -6.0 % in its last third, after 30 % of the intervals" in text
+    assert "with the paper's reward at +50.0 %" in text
+    assert "It is not the algorithm" not in " ".join(guidance.remarks({}, imitated, PARTS))
+
+
 def test_a_variant_that_cannot_be_trained_is_left_out_and_named(tmp_path: Path, monkeypatch):
     def trained(self: Context, name: str) -> Path:
         if name == "dqn":

@@ -40,3 +40,12 @@ def test_several_routers_act_by_turns_and_are_refused_where_an_action_needs_the_
         load_config("dqn", ["fleets.0.routers=2"])
     with pytest.raises(InputError, match=r"fleets.0.routers is 2, must be 1 with gradient.total_steps"):
         load_config("gradient", ["fleets.0.routers=2"])
+
+
+def test_the_mixing_penalty_alone_must_weigh_something_and_be_met() -> None:
+    alone = ["reward.kind=mixing", "reward.guidance=constant", "network.holds=false"]
+    assert load_config("dqn", alone).reward.kind == "mixing"
+    with pytest.raises(InputError, match=r"reward.guidance is 'none', must be constant or decaying"):
+        load_config("dqn", [*alone, "reward.guidance=none"])
+    with pytest.raises(InputError, match=r"network.holds is True, must be false with reward.kind = mixing"):
+        load_config("dqn", [*alone, "network.holds=true"])
