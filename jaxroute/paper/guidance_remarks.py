@@ -84,10 +84,11 @@ def _of_mixing(curves: Mapping[str, Curve]) -> list[str]:
     alone, whole = curves.get("dqn-mixing-curve"), curves.get("dqn-curve")
     if alone is None or whole is None:
         return []
+    share = 100 * MIXING_EFFORT
     return [
-        f"It is not the algorithm: with h as its whole reward (and no holding, for which h is 0) the Double DQN is "
-        f"at {alone.settled().mean():+.1f} % in its last third, after {100 * MIXING_EFFORT:.0f} % of the intervals; with "
-        f"the paper's reward at {whole.settled().mean():+.1f} %."
+        f"It is not the algorithm: with h as its whole reward (and no holding, for which h is 0) the Double DQN is at "
+        f"{alone.settled().mean():+.1f} % in its last third, after {share:.0f} % of the intervals; with the paper's "
+        f"reward at {whole.settled().mean():+.1f} %."
     ]
 
 
