@@ -39,15 +39,22 @@ def _of_guidance(curves: Mapping[str, Curve]) -> list[str]:
             first, _, last = (mean_interval(of(curves[name]) - of(plain)) for _, of in MEASURES)
             texts.append(
                 f"{curves[name].label} {first.value:+.1f} points [{first.low:+.1f}, {first.high:+.1f}] at the first "
-                f"validation, {last.value:+.1f} [{last.low:+.1f}, {last.high:+.1f}] in the last third"
+                f"validation, {last.value:+.1f} [{last.low:+.1f}, {last.high:+.1f}] in the last third "
+                f"({_verdict(last)})"
             )
     aware, guided = (IMPROVEMENTS[name] - IMPROVEMENTS["baseline"] for name in ("aware", "guided"))
     return [
         f"In the paper constant guidance takes {aware:.2f} points of the makespan off its baseline, decaying guidance "
         f"{guided:.2f}. Here, in mean E2E against no guidance: {'; '.join(texts)}. At {plain.first_steps:,} intervals "
-        f"the unguided policy is at {plain.first().mean():+.1f} %, in the end at {plain.settled().mean():+.1f} %."
-        + _left_to_speed_up(plain)
+        f"the unguided policy is at {plain.first().mean():+.1f} %, in the last third at "
+        f"{plain.settled().mean():+.1f} %." + _left_to_speed_up(plain)
     ]
+
+
+def _verdict(change: Interval) -> str:
+    if change.high < 0:
+        return "it helps"
+    return "it harms" if change.low > 0 else "no difference is shown"
 
 
 def _left_to_speed_up(plain: Curve) -> str:
@@ -55,17 +62,21 @@ def _left_to_speed_up(plain: Curve) -> str:
     first, settled = float(plain.first().mean()), float(plain.settled().mean())
     if settled >= 0:
         return ""
-    share = min(1.0, max(0.0, 1 - first / settled))
-    return f" So {100 * share:.0f} % of what it gains is left for guidance to speed up after its first validation."
+    if first <= settled:
+        return (
+            " So it has all of its gain at its first validation and loses some again: there is nothing for guidance to "
+            "speed up, but something to keep."
+        )
+    return f" So {100 * (1 - first / settled):.0f} % of its gain is left for guidance to speed up after that."
 
 
 def _of_imitation(imitated: Mapping[str, Interval]) -> str:
     mean, makespan = (imitated[column] for column in ("e2e_mean_s", "makespan_s"))
     return (
-        "The likely reason: among servers that are alike, h is 0 for the one with the fewest tokens in flight and "
-        f"nothing else, so guidance teaches that rule. The rule itself has a mean E2E {mean.value:+.1f} % "
-        f"[{mean.low:+.1f}, {mean.high:+.1f}] and a makespan {makespan.value:+.1f} % [{makespan.low:+.1f}, "
-        f"{makespan.high:+.1f}] against round robin in the main run."
+        "What guidance teaches: among servers that are alike, h is 0 for the one with the fewest tokens in flight and "
+        f"nothing else. That rule itself has a mean E2E {mean.value:+.1f} % [{mean.low:+.1f}, {mean.high:+.1f}] and a "
+        f"makespan {makespan.value:+.1f} % [{makespan.low:+.1f}, {makespan.high:+.1f}] against round robin in the main "
+        "run."
     )
 
 

@@ -134,6 +134,23 @@ def test_the_penalty_alone_as_reward_is_set_beside_the_papers_reward(tmp_path: P
     assert "It is not the algorithm" not in " ".join(guidance.remarks({}, imitated, PARTS))
 
 
+@pytest.mark.parametrize(
+    ("plain", "guided", "verdict", "left"),
+    [
+        ([-0.01, -0.02, -0.04], [-0.01, -0.03, -0.09], "-5.0 [-5.0, -5.0] in the last third (it helps)", "So 75 % of"),
+        ([-0.06, -0.02, -0.04], [-0.01, -0.03, -0.03], "+1.0 [+1.0, +1.0] in the last third (it harms)", "loses some"),
+        ([0.01, 0.02, 0.03], [0.01, 0.02, 0.03], "+0.0 [+0.0, +0.0] in the last third (no difference", "at +3.0 %."),
+    ],
+)
+def test_the_remark_on_guidance_follows_the_curves(tmp_path: Path, plain, guided, verdict, left):
+    gains = {"baseline-curve": {0: plain, 1: plain}, "guided-curve": {0: guided, 1: guided}}
+    curves = {name: read_curve(name, write_run(tmp_path / name, own) / FILE) for name, own in gains.items()}
+    imitated = {"e2e_mean_s": Interval(-1.0, -1.2, -0.8, 2), "makespan_s": Interval(-2.0, -2.2, -1.8, 2)}
+    text = guidance.remarks(curves, imitated, PARTS)[0]
+    assert verdict in text
+    assert left in text
+
+
 def test_a_variant_that_cannot_be_trained_is_left_out_and_named(tmp_path: Path, monkeypatch):
     def trained(self: Context, name: str) -> Path:
         if name == "dqn":
