@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ from jaxroute.plots import GREY, policy_line_style
 
 GAIN = "valid_e2e_mean"
 
-LINE_IN, CHARACTER_IN = 0.6, 0.085
-"""Inches that the line and the space of a legend's entry take, and a character of it."""
+WIDTH_IN, HEIGHT_IN = 7.5, 3.8
+"""Of a picture without its legend."""
+
+LINE_IN, CHARACTER_IN, ROW_IN = 0.6, 0.085, 0.21
+"""Inches that the line and the space of a legend's entry take, and a character and the height of it."""
 
 WORST = 50.0
 """Change, %, at which the picture is cut: a run that fails can be hundreds of per cent worse, and hide all others."""
@@ -29,7 +33,8 @@ def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
       runs: a label and the `metrics.csv` of each; a line is the mean over the seeds of a run, its band their range, and
         a dot the last point.
     """
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    columns = _columns([label for label, _ in runs], WIDTH_IN)
+    figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN + ROW_IN * math.ceil(len(runs) / columns)), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color=GREY, lw=1.2, zorder=1)
     lowest = 0.0
@@ -52,14 +57,13 @@ def learning_curve(runs: Sequence[tuple[str, Path]]) -> Figure:
         axes.set_ylim(lowest - WORST / 10, WORST)
         axes.set_title(f"cut at +{WORST:.0f} %", fontsize="small", loc="right", color=GREY)
     if runs:
-        columns = _columns([label for label, _ in runs], figure.get_figwidth())
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 
 def _columns(labels: Sequence[str], width_in: float) -> int:
     """Columns of a legend, at most three, that a picture of `width_in` inches has room for."""
-    longest = max(len(label) for label in labels)
+    longest = max((len(label) for label in labels), default=0)
     return int(np.clip(width_in // (LINE_IN + CHARACTER_IN * longest), 1, 3))
 
 

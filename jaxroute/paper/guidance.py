@@ -28,11 +28,12 @@ DQN = {
     "dqn-baseline-curve": "Double DQN, no guidance",
     "dqn-curve": "Double DQN, decaying, as in the paper",
     "dqn-20-curve": "Double DQN, decaying, exploration of 20 episodes",
+    "dqn-every-curve": "Double DQN, decaying, exploration in every episode",
     "dqn-steady-curve": "Double DQN, decaying, exploration of 10 % throughout",
     "dqn-mixing-curve": "Double DQN, no reward but -h, no holding",
 }
-"""The paper's algorithm: its schedules (the slides' 30 episodes and the text's 20), another one, and a reward that is
-no more than the penalty that guides the others."""
+"""The paper's algorithm: its schedules (the slides' 30 episodes and the text's 20), two others, and a reward that is no
+more than the penalty that guides the others."""
 
 QUICK_DQN = {"dqn": "Double DQN, decaying, as in the paper"}
 """In the short form: the run that other parts use, of one seed."""

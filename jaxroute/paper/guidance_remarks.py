@@ -128,7 +128,7 @@ def _explored_while_guided(curve: Curve) -> str:
 
 def _schedules(curves: Mapping[str, Curve]) -> list[str]:
     own = curves.get("dqn-curve")
-    others: Sequence[str] = [name for name in ("dqn-20-curve", "dqn-steady-curve") if name in curves]
+    others: Sequence[str] = [name for name in ("dqn-20-curve", "dqn-every-curve", "dqn-steady-curve") if name in curves]
     if own is None or not others:
         return []
     parts = []
