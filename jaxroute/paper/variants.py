@@ -73,8 +73,8 @@ DQN_CURVES: dict[str, tuple[str, ...]] = {
     "dqn-mixing": ("reward.kind=mixing", "reward.guidance=constant", "dqn.reward_unit=1", "network.holds=false"),
     "dqn-steady": ("dqn.exploration=0.1", "dqn.exploration_decay=1.0", "dqn.final_exploration=0.1"),
 }
-"""Double DQN with the slides' schedule of exploration, without guidance, with the text's schedule, with that of the slides
-in every episode, with no reward but the mixing penalty, and with no schedule."""
+"""Double DQN with the slides' schedule of exploration, without guidance, with the text's schedule, with that of the
+slides in every episode, with no reward but the mixing penalty, and with no schedule."""
 
 
 def _variants() -> dict[str, Variant]:
