@@ -1,13 +1,11 @@
 """Stands for `jaxroute train`: eight validations in a second, with figures that follow from `ppo.clip`.
 
-`ppo.clip=0.9` fails after two validations. A run goes on where it was, and SIGTERM ends it. Where there is a file
-`late` in the sweep's folder, the run that takes it away has no validation until it is stopped and goes on.
+`ppo.clip=0.9` fails after two validations. A run goes on where it was, and SIGTERM ends it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import sys
 import time
@@ -38,9 +36,6 @@ def main() -> None:
     values = dict(line.split("=") for line in config.read_text().split("\n"))
     clip = float(values["ppo.clip"])
     done = metrics.read_text().count("\n") - 1
-    with contextlib.suppress(FileNotFoundError):
-        (run.parents[1] / "late").unlink()
-        signal.pause()
     for update in range(done + 1, VALIDATIONS + 1):
         time.sleep(0.15)
         if clip == 0.9 and update == 3:
