@@ -6,9 +6,8 @@ Axis letters: E lanes of a group, C rows of a memory, S samples of a lane.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +20,13 @@ from jaxroute.train import replay
 from jaxroute.train.config import TrainConfig
 from jaxroute.train.dqn_play import Transition
 from jaxroute.train.dqn_target import Return, chosen, double_target, huber, returns
+from jaxroute.train.learner import OnMesh
 from jaxroute.train.rollout import action_logits
 from jaxroute.train.state import Params
 
 
 @dataclasses.dataclass(frozen=True)
-class DqnLearner:
+class DqnLearner(OnMesh):
     """The static parts of a run (hashable: a jit argument).
 
     Attributes:
@@ -56,16 +56,12 @@ class DqnLearner:
         own = self.config.dqn
         return own.replay // (self.lanes * own.rollout) * own.rollout
 
-    def discount(self, group: int, guidance: jax.Array) -> jax.Array:
+    def guided_discount(self, group: int, guidance: jax.Array) -> jax.Array:
         """[] float32, factor of an interval of a group, where the mixing penalty has the weight `guidance`."""
         reward = self.config.reward
-        whole = jnp.float32(math.exp(-self.config.fleets[group].dt / reward.horizon_s))
+        whole = jnp.float32(self.discount(reward.horizon_s, group))
         myopic = self.config.dqn.myopic_start and reward.guidance == "decaying"
         return whole * (1 - guidance) if myopic else whole
-
-    def total(self, value: Any) -> Any:
-        """Sums over the devices."""
-        return value if self.axis is None else jax.lax.psum(value, self.axis)
 
 
 class Learning(NamedTuple):
@@ -122,7 +118,7 @@ def batch(
     if learner.config.reward.kind != "latency":
         reward -= guidance * penalty
     flags = replay.taken((memory.terminated, memory.ended, memory.alive), inside)
-    back = returns(reward / own.reward_unit, *flags, learner.discount(group, guidance))
+    back = returns(reward / own.reward_unit, *flags, learner.guided_discount(group, guidance))
     return Batch(*before, back, replay.taken(memory.observed, at[..., -1]))
 
 

@@ -111,7 +111,7 @@ def _metrics(
         value=losses.value,
         gradient_norm=losses.norm,
         exploration=total([each.exploration for each in facts]) / learner.lanes,
-        discount=learner.discount(0, guidance),
+        discount=learner.guided_discount(0, guidance),
         penalty_weight=guidance,
         hold_share=total(holds) / jnp.maximum(decided, 1),
         busiest=jnp.max(jnp.stack([_busiest(learner, *pair) for pair in zip(rollouts, decides, strict=True)])),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +16,13 @@ from jaxroute.train.config import TrainConfig
 from jaxroute.train.critic import Critic, value_of
 from jaxroute.train.gradient_state import GradientMetrics, GradientState
 from jaxroute.train.gradient_window import RelaxedLanes, Rules, Window, play_window
+from jaxroute.train.learner import OnMesh
 from jaxroute.train.state import Params
 from jaxroute.train.update import SCALE_MEMORY
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientLearner:
+class GradientLearner(OnMesh):
     """The static parts of a run (hashable: a jit argument).
 
     Attributes:
@@ -43,14 +42,6 @@ class GradientLearner:
     critic_optimiser: optax.GradientTransformation
     updates: int
     axis: str | None = None
-
-    def discount(self, seconds: float, group: int) -> float:
-        """Factor per interval of something that falls to 1/e within `seconds`."""
-        return math.exp(-self.config.fleets[group].dt / seconds)
-
-    def total(self, value: Any) -> Any:
-        """Sums over the devices."""
-        return value if self.axis is None else jax.lax.psum(value, self.axis)
 
 
 def update(

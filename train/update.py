@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +16,7 @@ from jaxroute.policies.protocol import Policy
 from jaxroute.train.advantage import control_weight, discounted_returns, generalised_advantage
 from jaxroute.train.config import RewardConfig, TrainConfig
 from jaxroute.train.critic import Critic, value_of
+from jaxroute.train.learner import OnMesh
 from jaxroute.train.loss import Batch, PolicyLoss, critic_loss, policy_loss
 from jaxroute.train.report import Metrics, metrics_of
 from jaxroute.train.rollout import Experience, Path, action_distribution, collect
@@ -28,7 +27,7 @@ SCALE_MEMORY = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Learner:
+class Learner(OnMesh):
     """The static parts of a run (hashable: a jit argument).
 
     Attributes:
@@ -52,14 +51,6 @@ class Learner:
     twin: Policy | None
     updates: int
     axis: str | None = None
-
-    def discount(self, seconds: float, group: int) -> float:
-        """Factor per interval of something that falls to 1/e within `seconds`."""
-        return math.exp(-self.config.fleets[group].dt / seconds)
-
-    def total(self, value: Any) -> Any:
-        """Sums over the devices."""
-        return value if self.axis is None else jax.lax.psum(value, self.axis)
 
 
 def update(learner: Learner, params: tuple[EnvParams, ...], state: TrainState) -> tuple[TrainState, Metrics]:

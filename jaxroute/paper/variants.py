@@ -70,11 +70,13 @@ DQN_CURVES: dict[str, tuple[str, ...]] = {
     "dqn-baseline": ("reward.guidance=none",),
     "dqn-20": ("dqn.exploration_episodes=20",),
     "dqn-every": (f"dqn.exploration_episodes={2**30}",),
-    "dqn-mixing": ("reward.kind=mixing", "reward.guidance=constant", "dqn.reward_unit=1", "network.holds=false"),
     "dqn-steady": ("dqn.exploration=0.1", "dqn.exploration_decay=1.0", "dqn.final_exploration=0.1"),
 }
 """Double DQN with the slides' schedule of exploration, without guidance, with the text's schedule, with that of the
-slides in every episode, with no reward but the mixing penalty, and with no schedule."""
+slides in every episode, and with no schedule."""
+
+MIXING = ("reward.kind=mixing", "reward.guidance=constant", "dqn.reward_unit=1", "network.holds=false")
+"""Double DQN with no reward but the mixing penalty."""
 
 
 def _variants() -> dict[str, Variant]:
@@ -85,9 +87,8 @@ def _variants() -> dict[str, Variant]:
     found |= {
         f"{name}{CURVE}": Variant("five-task", (f"reward.guidance={kind}", SEEDS)) for name, kind in GUIDANCE.items()
     }
-    for name, own in DQN_CURVES.items():
-        effort = MIXING_EFFORT if name == "dqn-mixing" else 1.0
-        found[f"{name}{CURVE}"] = Variant("dqn", (*own, SEEDS), "dqn.total_steps", effort)
+    found |= {f"{name}{CURVE}": Variant("dqn", (*own, SEEDS), "dqn.total_steps") for name, own in DQN_CURVES.items()}
+    found[f"dqn-mixing{CURVE}"] = Variant("dqn", (*MIXING, SEEDS), "dqn.total_steps", MIXING_EFFORT)
     return found | {"dqn": Variant("dqn", steps="dqn.total_steps")}
 
 

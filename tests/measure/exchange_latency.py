@@ -8,18 +8,16 @@ waits within this process are part of what it takes. `picker_latency.py` has the
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
-import sys
 import time
 
 import grpc
 import numpy as np
 import uvloop
-from added_latency import HERE, free_ports, running
+from added_latency import free_ports, running
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
-from picker_latency import ANSWERED, BEGIN, WHOLE, show
+from picker_latency import ANSWERED, BEGIN, WHOLE, light_backends, options, show
 from prometheus_client import generate_latest
 
 from jaxroute.epp.desk import Desk
@@ -86,16 +84,10 @@ async def measured(urls: list[str], policy: str, rate: float, seconds: float) ->
 
 def main() -> None:
     """Starts backends, measures, shows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=1000.0, help="requests per second")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--backends", type=int, default=4)
-    parser.add_argument("--policy", default="default")
-    asked = parser.parse_args()
+    asked = options(__doc__)
     ports = free_ports(asked.backends)
-    light = [sys.executable, str(HERE / "light_backend.py"), "0.005", "0.005", *map(str, ports)]
     urls = [f"http://127.0.0.1:{each}" for each in ports]
-    with running(light, f"{urls[0]}/v1/models"):
+    with running(light_backends(ports), f"{urls[0]}/v1/models"):
         uvloop.run(measured(urls, asked.policy, asked.rate, asked.seconds))
 
 

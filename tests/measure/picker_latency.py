@@ -138,16 +138,26 @@ def show(title: str, times: Mapping[str, np.ndarray], before: str, after: str, s
     console.print(f"CPU of the picker: {1e3 * spent_s:.2f} ms a request")
 
 
-def main() -> None:
-    """Starts all, measures, shows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.Namespace:
+    """What the command line says of rate, seconds, backends and policy."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=1000.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--backends", type=int, default=4)
     parser.add_argument("--policy", default="default")
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def light_backends(ports: list[int]) -> list[str]:
+    """The command of cheap backends."""
+    return [sys.executable, str(HERE / "light_backend.py"), "0.005", "0.005", *map(str, ports)]
+
+
+def main() -> None:
+    """Starts all, measures, shows."""
+    asked = options(__doc__)
     *ports, port, admin_port = free_ports(asked.backends + 2)
-    light = [sys.executable, str(HERE / "light_backend.py"), "0.005", "0.005", *map(str, ports)]
+    light = light_backends(ports)
     picker = [sys.executable, "-m", "jaxroute", "epp", "--predictor", "none", "--log-level", "warning"]
     picker += ["--policy", asked.policy, "--port", str(port), "--admin-port", str(admin_port)]
     picker += [word for each in ports for word in ("--backend", f"http://127.0.0.1:{each}")]

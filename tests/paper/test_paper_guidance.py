@@ -206,7 +206,7 @@ def test_the_parts_of_the_reward_are_those_of_the_environment_step_by_step():
     assert expected["penalty_range"] > 0
 
 
-@pytest.mark.parametrize("name", [*guidance.PPO, *guidance.DQN, *guidance.QUICK_DQN])
+@pytest.mark.parametrize("name", [*guidance.PPO, *guidance.DQN, *guidance.ALONE, *guidance.QUICK_DQN])
 def test_every_variant_has_a_configuration_that_can_be_loaded(name: str):
     variant = VARIANTS[name]
     if variant.config not in shipped_configs():

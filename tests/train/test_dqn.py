@@ -112,7 +112,7 @@ def test_guidance_that_decays_makes_the_start_myopic_as_the_paper_has_it() -> No
 
     def discounts(**reward: object) -> list[float]:
         learner = make_learner(config_of(**reward), (env,))
-        return [float(learner.discount(0, each)) for each in weight]
+        return [float(learner.guided_discount(0, each)) for each in weight]
 
     guided = discounts(kind="paper", guidance="decaying")
     assert guided == pytest.approx([0, 0.3935 * whole, 0.9179 * whole, whole], abs=1e-4)
